@@ -1,0 +1,1 @@
+"""Translations between the core and the libraries that run models. The core imports nothing from here."""

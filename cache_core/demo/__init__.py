@@ -1,0 +1,20 @@
+"""A tiny trained Flux with its VAE, small enough to ship: real caching on a CPU, without a download."""
+
+from pathlib import Path
+
+_WEIGHTS = Path(__file__).parent / "weights"
+
+FLUX_WEIGHTS = _WEIGHTS / "refrain_demo_flux.safetensors"
+VAE_WEIGHTS = _WEIGHTS / "refrain_demo_vae.safetensors"
+LATENT_CODEC = _WEIGHTS / "refrain_demo_latents.safetensors"
+
+PROMPTS = (
+    "a big red ball at the center on a blue striped background",
+    "a big yellow star at the left on a purple plain background",
+    "a small green cube at the right on a white checkered background",
+    "a big cyan heart at the center on a red dotted background",
+    "a big white ring at the top on a green wavy background",
+    "a big orange cross at the bottom on a cyan plain background",
+    "a small purple moon at the center on a yellow striped background",
+    "a big blue triangle at the center on an orange plain background",
+)

@@ -1,0 +1,52 @@
+"""Training for a given time: how far it is, and how the loss goes."""
+
+import itertools
+import time
+from collections.abc import Iterator
+from statistics import fmean
+from typing import Self
+
+import torch
+
+
+def until(seconds: float) -> Iterator[float]:
+    """Progress from 0.0 to 1.0, once for each training step, until the time is over."""
+    begin = time.monotonic()
+    while (progress := (time.monotonic() - begin) / seconds) < 1:
+        yield progress
+
+
+class LossLog:
+    """Prints the mean of a loss every few seconds, and of what is left at the end."""
+
+    def __init__(self, name: str, seconds: float = 5.0) -> None:
+        self.name = name
+        self.seconds = seconds
+        self.steps = 0
+        self.unprinted: list[float] = []
+        self.printed_at = time.monotonic()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.unprinted:
+            self._print()
+
+    def add(self, loss: float) -> None:
+        self.steps += 1
+        self.unprinted.append(loss)
+        if time.monotonic() - self.printed_at >= self.seconds:
+            self._print()
+
+    def _print(self) -> None:
+        print(f"{self.name}: step {self.steps}, loss {fmean(self.unprinted):.4f}", flush=True)
+        self.unprinted.clear()
+        self.printed_at = time.monotonic()
+
+
+def shuffled(count: int, batch: int) -> Iterator[list[int]]:
+    """Batches of the numbers below count, in a new random order each time all were used."""
+    for _ in itertools.count():
+        order = torch.randperm(count).tolist()
+        yield from (order[first : first + batch] for first in range(0, count - batch + 1, batch))

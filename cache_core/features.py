@@ -1,0 +1,102 @@
+"""Features: the tensors a site of the model takes and gives, taken out of whatever structure carries them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
+
+Features = tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Structure:
+    """What a call returned besides its tensors: the nesting, and the leaves that are no floating-point tensors."""
+
+    spec: TreeSpec
+    constants: tuple[Any, ...]  # a leaf, or _TENSOR where a tensor goes
+
+    def filled_with(self, features: Sequence[Tensor]) -> Any:
+        """The same structure around other tensors."""
+        tensors = iter(features)
+        leaves = [next(tensors) if constant is _TENSOR else constant for constant in self.constants]
+        return tree_unflatten(leaves, self.spec)
+
+
+_TENSOR = object()
+
+
+def leaves_of(value: Any) -> list[Any]:
+    """All leaves of nested tuples, lists and dicts, in order."""
+    return tree_flatten(value)[0]
+
+
+def is_feature(leaf: Any) -> bool:
+    """Whether a leaf is a tensor that can be subtracted and forecast."""
+    return isinstance(leaf, Tensor) and leaf.is_floating_point()
+
+
+def taken_apart(value: Any) -> tuple[Features, Structure]:
+    """The floating-point tensors of a value, and the structure to put others in their place."""
+    leaves, spec = tree_flatten(value)
+    features = tuple(leaf for leaf in leaves if is_feature(leaf))
+    return features, Structure(spec, tuple(_TENSOR if is_feature(leaf) else leaf for leaf in leaves))
+
+
+def copied(features: Sequence[Tensor]) -> Features:
+    """Tensors of our own: blocks write in place into those they are given."""
+    return tuple(tensor.detach().clone() for tensor in features)
+
+
+def same_layout(some: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
+    """Whether both have the same number of tensors, of the same shapes."""
+    return [tensor.shape for tensor in some] == [tensor.shape for tensor in others]
+
+
+def split_rows(features: Sequence[Tensor], branches: int) -> list[Features] | None:
+    """One branch's share of each tensor, for each of the branches joined along the first axis.
+
+    None where the first axis does not divide: the branches can't be told apart.
+    """
+    if any(tensor.ndim == 0 or tensor.shape[0] % branches for tensor in features):
+        return None if branches > 1 else [tuple(features)]
+    return list(zip(*(tensor.chunk(branches) for tensor in features), strict=True))
+
+
+def join_rows(parts: Sequence[Sequence[Tensor]]) -> Features:
+    """The opposite of `split_rows`."""
+    if len(parts) == 1:
+        return tuple(parts[0])
+    return tuple(torch.cat(tensors) for tensors in zip(*parts, strict=True))
+
+
+def relative_change(now: Tensor, before: Tensor) -> Tensor:
+    """mean|now - before| / mean|before| as a scalar tensor: 0 for no change, NaN or infinite where nothing can be said.
+
+    A batch counts as its most changed row, (rows, tokens, channels), so that a picture's decisions do not depend on
+    calmer pictures beside it.
+    """
+    axes = tuple(range(1, now.ndim)) if now.ndim > 2 else tuple(range(now.ndim))
+    change = (now - before).abs().mean(axes, dtype=torch.float32)
+    return (change / before.abs().mean(axes, dtype=torch.float32)).max()
+
+
+def bytes_held(state: Any) -> int:
+    """Bytes of all tensors reachable from a state through dataclasses and containers, each storage once."""
+    return sum({storage.data_ptr(): storage.nbytes() for storage in _storages(state)}.values())
+
+
+def _storages(value: Any) -> list[torch.UntypedStorage]:
+    if isinstance(value, Tensor):
+        return [value.untyped_storage()]
+    if is_dataclass(value):
+        value = [getattr(value, field.name) for field in fields(value)]
+    elif isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, (list, tuple)) or hasattr(value, "popleft"):
+        return [storage for item in value for storage in _storages(item)]
+    return []

@@ -1,0 +1,119 @@
+"""Forecasts: weighted sums of stored tensors, and where the weights come from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from math import factorial, hypot
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .features import Features, same_layout
+from .step import SAME_SIGMA
+
+WEIGHT_LIMIT = 3.0  # 2-norm: above it a forecast magnifies the roughness of what it is made of (measured on a trained model)
+
+
+def newton_weights(nodes: Sequence[float], at: Any) -> list[Any]:
+    """Weights of the polynomial through values at `nodes`, evaluated at `at` (Newton's and Lagrange's are the same one).
+
+    `at` is a number, or a scalar tensor for weights on its device.
+
+    >>> newton_weights([1.0, 2.0], 0.0)
+    [2.0, -1.0]
+    """
+    weights = []
+    for own in nodes:
+        weight = 1.0
+        for other in nodes:
+            if other != own:
+                weight *= (at - other) / (own - other)
+        weights.append(weight)
+    return weights
+
+
+def safe_weights(nodes: Sequence[float], at: float, order: int, limit: float = WEIGHT_LIMIT) -> list[float]:
+    """Newton weights through the newest nodes (newest first), the order dropping while their 2-norm exceeds `limit`."""
+    for used in range(min(order + 1, len(nodes)), 1, -1):
+        weights = newton_weights(nodes[:used], at)
+        if hypot(*weights) <= limit:
+            return weights
+    return [1.0]
+
+
+def safe_weights_on_device(nodes: Sequence[float], at: Tensor, order: int, limit: float = WEIGHT_LIMIT) -> list[Tensor]:
+    """The same for a scalar tensor, without waiting for its device: one weight for each node that may be used."""
+    used = min(order + 1, len(nodes))
+    safe = torch.nn.functional.one_hot(torch.zeros((), dtype=torch.long, device=at.device), max(used, 1)).to(at)
+    for count in range(2, used + 1):
+        weights = torch.stack(newton_weights(nodes[:count], at))
+        weights = torch.nn.functional.pad(weights, (0, used - count))
+        safe = torch.where(weights.norm() <= limit, weights, safe)
+    return list(safe)
+
+
+def recursion_weights(nodes: Sequence[float], at: float, order: int) -> list[float]:
+    """The published TaylorSeer forecast (arXiv 2503.06923) as weights of the stored outputs, newest first.
+
+    Factor i + 1 is the difference of two factors i over the newer one's gap; the forecast is their Taylor series. From
+    order 2 up this is not the polynomial through the nodes, which is why it is not the default.
+    """
+    factors = [[float(row == column) for column in range(len(nodes))] for row in range(len(nodes))]
+    weights = list(factors[0])
+    for i in range(1, min(order + 1, len(nodes))):
+        gaps = [newer - older for newer, older in zip(nodes, nodes[1:])]
+        factors = [
+            [(a - b) / gap for a, b in zip(newer, older)] for newer, older, gap in zip(factors, factors[1:], gaps)
+        ]
+        power = (at - nodes[0]) ** i / factorial(i)
+        weights = [weight + power * factor for weight, factor in zip(weights, factors[0])]
+    return weights
+
+
+def weighted_sum(tensors: Sequence[Tensor], weights: Sequence[float | Tensor], dtype: torch.dtype) -> Tensor:
+    """The sum of weight * tensor, accumulated in float32 and rounded once. Always a new tensor."""
+    accumulator = tensors[0].to(torch.promote_types(tensors[0].dtype, torch.float32), copy=True).mul_(weights[0])
+    for tensor, weight in zip(tensors[1:], weights[1:]):
+        if isinstance(weight, Tensor):
+            accumulator.addcmul_(tensor, weight)
+        else:
+            accumulator.add_(tensor, alpha=weight)
+    return accumulator.to(dtype)
+
+
+@dataclass
+class History:
+    """The last few outputs of one site and where they belong on an axis (sigma or step index), newest first."""
+
+    capacity: int
+    dtype: torch.dtype | None = None  # what to store in; None keeps the output's own
+    nodes: list[float] = field(default_factory=list)
+    features: list[Features] = field(default_factory=list)
+    _dtypes: tuple[torch.dtype, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.nodes)
+
+    def add(self, node: float, features: Features) -> None:
+        """Keep these outputs, which the caller gives away. One node has one value; other shapes start anew."""
+        if self.features and not same_layout(features, self.features[0]):
+            self.nodes, self.features = [], []
+        self._dtypes = tuple(tensor.dtype for tensor in features)
+        if self.dtype is not None:
+            features = tuple(tensor.to(self.dtype) for tensor in features)
+        kept = [
+            (known, value)
+            for known, value in zip(self.nodes, self.features)
+            if abs(known - node) > SAME_SIGMA * max(abs(known), abs(node))
+        ][: self.capacity - 1]
+        self.nodes = [node, *(known for known, _ in kept)]
+        self.features = [features, *(value for _, value in kept)]
+
+    def combined(self, weights: Sequence[float | Tensor]) -> Features:
+        """Weighted sums of the newest outputs, as many as there are weights."""
+        stored = self.features[: len(weights)]
+        return tuple(
+            weighted_sum(tensors, weights, dtype) for tensors, dtype in zip(zip(*stored), self._dtypes, strict=True)
+        )

@@ -1,0 +1,70 @@
+"""Hooks: functions around modules' forwards for the length of a `with`, and away again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+Around = Callable[..., Any]  # around(forward, *args, **kwargs): what the module shall return
+
+
+class HookRegistry:
+    """Functions to run around the forwards of modules.
+
+        hooks = HookRegistry()
+        hooks.add(block, lambda forward, *args, **kwargs: forward(*args, **kwargs))
+        with hooks:
+            model(latent)
+
+    Inside the `with`, the module instances carry a stand-in for `forward`; of two functions on one module the one added
+    last runs first. On the way out, exception or not, every instance is as it was before. A patch that someone else put on
+    top meanwhile stays, and then finds the module's own forward behind it.
+    """
+
+    def __init__(self) -> None:
+        self._hooks: list[tuple[nn.Module, Around]] = []
+        self._installed: list[_StandIn] = []
+
+    def add(self, module: nn.Module, around: Around) -> None:
+        """Run `around(forward, *args, **kwargs)` in place of the module's forward."""
+        self._hooks.append((module, around))
+
+    def __enter__(self) -> HookRegistry:
+        try:
+            for module, around in self._hooks:
+                self._installed.append(_StandIn(module, around))
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        while self._installed:
+            self._installed.pop().uninstall()
+
+
+class _StandIn:
+    """Stands in for one module's forward."""
+
+    def __init__(self, module: nn.Module, around: Around) -> None:
+        self.module = module
+        self.around: Around | None = around
+        self.forward = module.forward
+        self.was_patched = "forward" in vars(module)
+        module.forward = self
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self.around is None:
+            return self.forward(*args, **kwargs)
+        return self.around(self.forward, *args, **kwargs)
+
+    def uninstall(self) -> None:
+        self.around = None
+        if vars(self.module).get("forward") is not self:
+            return  # patched by someone else since: leave theirs, which calls through us
+        if self.was_patched:
+            self.module.forward = self.forward
+        else:
+            del self.module.forward

@@ -1,0 +1,47 @@
+"""Where in the noise schedule a model call is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+SAME_SIGMA = 1e-5  # relative: float32 arithmetic moves a sigma in its last digits
+
+
+@dataclass(frozen=True)
+class Step:
+    """One denoising step: the schedule's interval that a model call's sigma lies in."""
+
+    index: int  # 0 is the noisiest; the interval reaches from sigmas[index] down to sigmas[index + 1]
+    sigma: float  # of this very call: samplers also call between the schedule's entries
+
+
+class Schedule:
+    """The sigmas of one sampling run, noisiest first, usually ending in 0.
+
+    `percent_to_sigma` translates a share of the model's whole noise range (0.0 its start, 1.0 its end) to a sigma, as the
+    model's own sampling does; without it, shares are read along the schedule.
+    """
+
+    def __init__(self, sigmas: Sequence[float], percent_to_sigma: Callable[[float], float] | None = None) -> None:
+        self.sigmas = tuple(float(sigma) for sigma in sigmas)
+        self.count = max(len(self.sigmas) - 1, 1)
+        self._percent_to_sigma = percent_to_sigma or self._along_schedule
+
+    def step_at(self, sigma: float) -> Step:
+        """The step `sigma` belongs to: the last one that starts at it or above. Above the schedule is the first step."""
+        entries = self.sigmas[: self.count]
+        reached = [index for index, entry in enumerate(entries) if entry >= sigma * (1 - SAME_SIGMA)]
+        return Step(index=reached[-1] if reached else 0, sigma=sigma)
+
+    def is_within(self, step: Step, start_percent: float, end_percent: float) -> bool:
+        """Whether the step lies in this share of the model's noise range, both ends included."""
+        noisiest = self._percent_to_sigma(start_percent) if start_percent > 0 else float("inf")
+        cleanest = self._percent_to_sigma(end_percent) if end_percent < 1 else 0.0
+        return noisiest >= step.sigma * (1 - SAME_SIGMA) and step.sigma * (1 + SAME_SIGMA) >= cleanest
+
+    def _along_schedule(self, percent: float) -> float:
+        position = min(max(percent, 0.0), 1.0) * self.count
+        below = min(int(position), self.count - 1)
+        above, beneath = self.sigmas[below], self.sigmas[min(below + 1, len(self.sigmas) - 1)]
+        return above + (beneath - above) * (position - below)

@@ -1,0 +1,117 @@
+"""First Block Cache: if the first block barely changed, neither did the others."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ..features import relative_change
+from ..forecast import History, safe_weights, safe_weights_on_device
+from ..strategy import COMPUTE, FIRST_BLOCK, Around, Call, Strategy, setting
+
+
+@dataclass
+class FirstBlockState:
+    """What one branch remembers of its last computed calls."""
+
+    first: History  # residuals of the first block, main stream: (rows, tokens, channels)
+    rest: History  # what the other blocks added
+    hits: int = 0  # reused calls since the last computed one
+
+
+@dataclass(frozen=True)
+class FirstBlockCache(Strategy):
+    """Run the first block; where its residual is as expected, what the other blocks add is too: skip them.
+
+    From ParaAttention's first block cache, which builds on TeaCache, arXiv 2411.19108. There both are expected to be as
+    they were in the last computed call; that is `max_order=0`. By default they are expected on a straight line along
+    sigma through the last two, and the test asks how far the first block is off that line. A batch is as far off as its
+    worst row.
+    """
+
+    title = "First Block Cache"
+    summary = "Runs the first block of every step and skips the others where it barely changed."
+    source = "ParaAttention; TeaCache, arXiv 2411.19108"
+    level = "model"
+
+    residual_diff_threshold: float = setting(
+        0.12,
+        "How much the first block's residual may change, relative to the last computed step, before the whole model is "
+        "computed again. Higher is faster and less faithful: 0.08 is careful, 0.12 balanced, 0.2 and more visibly "
+        "different. 0 never reuses.",
+        minimum=0.0,
+        maximum=1.0,
+        step=0.005,
+    )
+    start_percent: float = setting(
+        0.0,
+        "Reuse only after this share of the sampling. Raise it to keep composition close to the uncached picture.",
+        minimum=0.0,
+        maximum=1.0,
+        step=0.01,
+    )
+    end_percent: float = setting(
+        1.0,
+        "Reuse only before this share of the sampling. Lower it to compute the last, detail-making steps in full.",
+        minimum=0.0,
+        maximum=1.0,
+        step=0.01,
+    )
+    max_consecutive_cache_hits: int = setting(
+        -1,
+        "Compute after this many reused steps in a row, whatever the change. -1 is unlimited, 0 never reuses.",
+        minimum=-1,
+        maximum=100,
+    )
+    max_order: int = setting(
+        1,
+        "How what the skipped blocks add is predicted: 0 reuses it unchanged, as published; 1 continues it along a "
+        "straight line, usually closer to the uncached picture; 2 and 3 follow a curve.",
+        minimum=0,
+        maximum=3,
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.start_percent > self.end_percent:
+            raise ValueError(
+                f"{self.title}: start_percent {self.start_percent} is after end_percent {self.end_percent}, so nothing "
+                f"would ever be reused. Lower start_percent or raise end_percent."
+            )
+
+    @property
+    def is_off(self) -> bool:
+        return self.residual_diff_threshold == 0 or self.max_consecutive_cache_hits == 0
+
+    def new_state(self) -> FirstBlockState:
+        return FirstBlockState(first=History(self.max_order + 1), rest=History(self.max_order + 1))
+
+    def around(self, call: Call, state: FirstBlockState) -> Around:
+        (residual,) = yield FIRST_BLOCK
+        if call.may_reuse and self._is_as_expected(call, residual, state):
+            weights = safe_weights(state.rest.nodes, call.step.sigma, self.max_order)
+            call.order = len(weights) - 1
+            state.hits += 1
+            return state.rest.combined(weights)
+        rest = yield COMPUTE
+        state.first.add(call.step.sigma, (residual,))
+        state.rest.add(call.step.sigma, rest)
+        state.hits = 0
+
+    def _is_as_expected(self, call: Call, residual: Tensor, state: FirstBlockState) -> bool:
+        def change(sigma: Tensor) -> Tensor:
+            (expected,) = state.first.combined(safe_weights_on_device(state.first.nodes, sigma, self.max_order))
+            return relative_change(residual, expected)
+
+        measure = call.measured(change)
+        if not call.schedule.is_within(call.step, self.start_percent, self.end_percent):
+            call.reason = "outside start_percent to end_percent"
+        elif state.hits == self.max_consecutive_cache_hits:
+            call.reason = f"{state.hits} reused in a row"
+        elif not 0 < measure < self.residual_diff_threshold:  # a NaN, or no change at all, tells nothing: compute
+            call.reason = f"change {measure:.3g}, threshold {self.residual_diff_threshold:g}"
+        else:
+            call.reason = f"change {measure:.3g} under {self.residual_diff_threshold:g}"
+            return True
+        return False

@@ -1,0 +1,154 @@
+"""TaylorSeer: compute some steps, forecast the others from those."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import torch
+
+from ..forecast import History, recursion_weights, safe_weights
+from ..schedule import published_steps, sigma_spaced_steps
+from ..step import Schedule, Step
+from ..strategy import COMPUTE, Around, Call, Level, Strategy, setting
+
+# Attention and feed-forward modules by the names that models give them, wherever they are in a block.
+ATTENTION_OR_FEED_FORWARD = r".*\.\d+\.(.*\.)?(\w+_)?(attn\d?|attention|mlp|ff|ffn|feed_forward)(_context)?"
+
+
+@dataclass(frozen=True)
+class TaylorSeerCache(Strategy):
+    """Compute about one in `cache_interval` steps and forecast the others from the last few computed.
+
+    TaylorSeer, arXiv 2503.06923. The published forecast is a Taylor series in the step index whose differences do not fit
+    the real distances; ours is the polynomial through the stored outputs at their real sigmas, of an order that drops by
+    itself where it would magnify errors (`weights="recursion"` is the published one). What is forecast is by default one
+    tensor, the model's output, not one per module.
+    """
+
+    title = "TaylorSeer Cache"
+    summary = "Computes some steps in full and forecasts the others from them."
+    source = "TaylorSeer, arXiv 2503.06923"
+
+    cache_interval: int = setting(
+        4,
+        "Compute about one in this many steps. Higher is faster and less faithful: 2 is careful, 3 to 4 balanced, 5 and "
+        "more visibly different. 1 computes every step.",
+        minimum=1,
+        maximum=20,
+    )
+    max_order: int = setting(
+        1,
+        "Highest order of the forecast: 0 reuses the last output, 1 follows a straight line, 2 and 3 a curve. 1 is the "
+        "best choice nearly always; higher orders hold more memory and need many steps.",
+        minimum=0,
+        maximum=3,
+    )
+    disable_cache_before_step: int = setting(
+        3,
+        "Warm-up: compute this many steps at the start, where the picture's composition is decided. With spacing "
+        "'sigma' they are spread over the noise that these steps would cover on an evenly spaced schedule.",
+        minimum=0,
+        maximum=1000,
+    )
+    disable_cache_after_step: int = setting(
+        -1,
+        "Compute every step from this one on, to render fine detail in full. -1 is never.",
+        minimum=-1,
+        maximum=1000,
+    )
+    cache_level: str = setting(
+        "output",
+        "What is forecast. 'output': the model's output; skips everything, holds a few latents, works for every model. "
+        "'model': what the stack of blocks adds, so embedding and head still run. 'block' and 'module': the output of each "
+        "block, or of each attention and feed-forward module, as published; they hold gigabytes on large models.",
+        choices=("output", "model", "block", "module"),
+    )
+    spacing: str = setting(
+        "sigma",
+        "Where the computed steps are. 'sigma': evenly along the noise level, right for schedules with a shift. 'steps': "
+        "every so many steps, as published.",
+        choices=("sigma", "steps"),
+    )
+    weights: str = setting(
+        "sigma",
+        "'sigma': the polynomial through the stored outputs at their real sigmas. 'recursion': as published, in steps.",
+        choices=("sigma", "recursion"),
+        shown=False,
+    )
+    cache_identifiers: tuple[str, ...] | None = setting(
+        None, "Level module: regular expressions; only modules whose whole dotted name fits one.", shown=False
+    )
+    skip_predict_identifiers: tuple[str, ...] | None = setting(
+        None, "Level module: modules never cached, as regular expressions on the whole dotted name.", shown=False
+    )
+    taylor_factors_dtype: torch.dtype | None = setting(
+        None, "What to store outputs in; None keeps their own, and torch.bfloat16 halves float32's memory.", shown=False
+    )
+    use_lite_mode: bool = setting(
+        False, "As published: forecast only what leaves the stack of blocks. The same as cache_level 'model'.", shown=False
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        before, after = self.disable_cache_before_step, self.disable_cache_after_step
+        if 0 <= after <= before:
+            raise ValueError(
+                f"{self.title}: disable_cache_after_step is {after} and disable_cache_before_step is {before}, so every "
+                f"step would be computed. Set disable_cache_after_step above {before}, or to -1 for never."
+            )
+        for expression in (*(self.cache_identifiers or ()), *(self.skip_predict_identifiers or ())):
+            try:
+                re.compile(expression)
+            except re.error as error:
+                raise ValueError(
+                    f"{self.title}: {expression!r} is no regular expression ({error}). Escape its special characters."
+                ) from None
+
+    @property
+    def level(self) -> Level:
+        return "model" if self.use_lite_mode else self.cache_level
+
+    @property
+    def is_off(self) -> bool:
+        return self.cache_interval == 1
+
+    def matches(self, module_name: str) -> bool:
+        wanted = self.cache_identifiers or (ATTENTION_OR_FEED_FORWARD,)
+        unwanted = self.skip_predict_identifiers or ()
+        fits = any(re.fullmatch(expression, module_name) for expression in wanted)
+        return fits and not any(re.fullmatch(expression, module_name) for expression in unwanted)
+
+    def new_state(self) -> History:
+        return History(capacity=self.max_order + 1, dtype=self.taylor_factors_dtype)
+
+    def around(self, call: Call, state: History) -> Around:
+        computes = self._computes(call)
+        if call.may_reuse and not computes:
+            weights = self._weights(call.step, state.nodes)
+            call.order = len(weights) - 1
+            return state.combined(weights)
+        state.add(self._node(call.step), (yield COMPUTE))
+
+    def _computes(self, call: Call) -> bool:
+        step, schedule = call.step, call.schedule
+        if 0 <= self.disable_cache_after_step <= step.index:
+            call.reason = f"from disable_cache_after_step {self.disable_cache_after_step} on"
+            return True
+        computed = step.index in self.computed_steps(schedule)
+        call.reason = "planned" if computed else f"between computed steps, interval {self.cache_interval}"
+        return computed
+
+    def computed_steps(self, schedule: Schedule) -> list[int]:
+        """The steps computed because of warm-up and interval."""
+        if self.spacing == "steps":
+            return published_steps(schedule.count, self.disable_cache_before_step, self.cache_interval)
+        return sigma_spaced_steps(schedule.sigmas, self.disable_cache_before_step, self.cache_interval)
+
+    def _node(self, step: Step) -> float:
+        return step.sigma if self.weights == "sigma" else float(step.index)
+
+    def _weights(self, step: Step, nodes: list[float]) -> list[float]:
+        if self.weights == "sigma":
+            return safe_weights(nodes, step.sigma, self.max_order)
+        return recursion_weights(nodes, float(step.index), self.max_order)

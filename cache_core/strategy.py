@@ -1,0 +1,145 @@
+"""What a caching strategy is: settings, a state per branch, and one method.
+
+    @dataclass(frozen=True)
+    class EverySecondStep(Strategy):
+        title = "Every Second Step"
+        level = "output"
+
+        def new_state(self):
+            return History(capacity=1)
+
+        def around(self, call, state):
+            if call.may_reuse and call.step.index % 2:
+                return state.combined([1.0])
+            output = yield COMPUTE
+            state.add(call.step.sigma, output)
+
+`around` is a generator. What it yields is computed and handed back to it as `Features`, its own to keep; if it returns
+features instead of asking for a computation, they stand in for it. At the level `model` a site is the whole stack of
+blocks and its features are *residuals*: what the blocks add to the streams, one tensor for each chain and stream.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, field, fields
+from enum import Enum
+from typing import Any, ClassVar, Literal, Protocol
+
+from torch import Tensor
+
+from .features import Features
+from .step import Schedule, Step
+
+Level = Literal["output", "model", "block", "module"]
+
+
+class Request(Enum):
+    """What `Strategy.around` can ask to be computed."""
+
+    FIRST_BLOCK = "first block"
+    COMPUTE = "compute"
+
+
+FIRST_BLOCK = Request.FIRST_BLOCK  # level model only: the first block; answered with what it adds to the main stream
+COMPUTE = Request.COMPUTE  # all of the site that is not computed yet; answered with its features
+
+Around = Generator[Request, Features, Features | None]
+
+
+@dataclass(frozen=True)
+class Site:
+    """A place in the model where a strategy steps in."""
+
+    level: Level
+    name: str  # of the module, dotted; "" is the whole model
+    turn: int = 0  # which of the module's runs within one model call
+
+
+class Call(Protocol):
+    """One site in one model call, as one branch of the prompt sees it."""
+
+    site: Site
+    schedule: Schedule
+    may_reuse: bool  # False while nothing can be reused: first evaluation, or another branch of the batch is new
+    reason: str  # why, in a few plain words for the report; set by the strategy
+    order: int  # of the forecast that stands in, for the report; 0 is reuse; set by the strategy
+
+    @property
+    def step(self) -> Step:
+        """Where this call is in the schedule. Reading it waits for the device, unless a measure was read before."""
+
+    def measured(self, measure: Callable[[Tensor], Tensor]) -> float:
+        """One number for all branches of an evaluation: the first branch measures, the others take its number.
+
+        So that all decide alike. `measure` is given the call's sigma and returns a scalar, both float32 tensors on the
+        device; reading the result waits for the device.
+        """
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """Base of all strategies: a frozen dataclass of settings. See this module's text for the contract."""
+
+    title: ClassVar[str]  # the method's name as its paper writes it
+    summary: ClassVar[str] = ""  # one sentence for the node's description
+    source: ClassVar[str] = ""  # paper or code it comes from
+
+    @property
+    def level(self) -> Level:
+        """What kind of site it steps in at."""
+        raise NotImplementedError
+
+    @property
+    def is_off(self) -> bool:
+        """Whether these settings never reuse anything; then nothing is installed."""
+        return False
+
+    def matches(self, module_name: str) -> bool:
+        """Level module only: whether this module is a site."""
+        return True
+
+    def new_state(self) -> Any:
+        """What one branch keeps at one site: a dataclass, made for the run and thrown away."""
+        raise NotImplementedError
+
+    def around(self, call: Call, state: Any) -> Around:
+        """Compute, reuse or forecast one site."""
+        raise NotImplementedError
+
+    def __post_init__(self) -> None:
+        for setting_field in fields(self):
+            if "help" in setting_field.metadata:
+                _check(self.title, setting_field.name, getattr(self, setting_field.name), setting_field.metadata)
+
+
+def setting(
+    default: Any,
+    help: str,
+    *,
+    minimum: float | None = None,
+    maximum: float | None = None,
+    choices: tuple[str, ...] = (),
+    step: float | None = None,
+    shown: bool = True,
+) -> Any:
+    """A field of a strategy: its default, its range or choices, and the words a user reads.
+
+    `shown=False` keeps it off the node: for scripts and for parity with other implementations.
+    """
+    metadata = dict(help=help, minimum=minimum, maximum=maximum, choices=choices, step=step, shown=shown)
+    return field(default=default, metadata=metadata)
+
+
+def _check(title: str, name: str, value: Any, allowed: Any) -> None:
+    if allowed["choices"] and value not in allowed["choices"]:
+        raise ValueError(f"{title}: {name} is {value!r}. Choose one of: {', '.join(allowed['choices'])}.")
+    if allowed["minimum"] is None and allowed["maximum"] is None:
+        return
+    low, high = allowed["minimum"], allowed["maximum"]
+    in_words = f"Set it between {low:g} and {high:g}." if high is not None else f"Set it to {low:g} or more."
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ValueError(f"{title}: {name} is {value!r}, which is no number. {in_words}")
+    if math.isnan(value) or value < low or (high is not None and value > high):
+        raise ValueError(f"{title}: {name} is {value}. {in_words}")
