@@ -129,6 +129,7 @@ class Report:
         branches = sorted({branch for call in self.calls for branch in call.branches})
         actions = ("computed", "reused", "forecast")
         return {
+            "summary": self.line(),
             "strategies": [
                 {"title": strategy.title, "settings": _settings(strategy), "off": strategy.is_off}
                 for strategy in self.strategies

@@ -157,7 +157,8 @@ class ModelCall:
         measures = self.run.evaluation.measures
         if (number, site) not in measures:
             sigma = torch.as_tensor(self._sigma, dtype=torch.float32).max()
-            measures[number, site], self._sigma = torch.stack((measure(sigma), sigma)).tolist()
+            value = measure(self.run.schedule.time_of(sigma))
+            measures[number, site], self._sigma = torch.stack((value.to(sigma), sigma)).tolist()
         return measures[number, site]
 
     def through(self, forward: Callable[[], Any]) -> Any:

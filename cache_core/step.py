@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+HIGHEST_FLOW_SIGMA = 1.5  # flow models end at 1, the others begin far above
 SAME_SIGMA = 1e-5  # relative: float32 arithmetic moves a sigma in its last digits
 
 
@@ -14,6 +16,8 @@ class Step:
 
     index: int  # 0 is the noisiest; the interval reaches from sigmas[index] down to sigmas[index + 1]
     sigma: float  # of this very call: samplers also call between the schedule's entries
+    time: float  # the sigma as the noise's share of the latent, 1 noisiest, 0 clean
+    length: float  # of the interval in time, 1.0 being that of an even schedule
 
 
 class Schedule:
@@ -26,13 +30,25 @@ class Schedule:
     def __init__(self, sigmas: Sequence[float], percent_to_sigma: Callable[[float], float] | None = None) -> None:
         self.sigmas = tuple(float(sigma) for sigma in sigmas)
         self.count = max(len(self.sigmas) - 1, 1)
+        self.times = tuple(self.time_of(sigma) for sigma in self.sigmas)
         self._percent_to_sigma = percent_to_sigma or self._along_schedule
 
     def step_at(self, sigma: float) -> Step:
         """The step `sigma` belongs to: the last one that starts at it or above. Above the schedule is the first step."""
         entries = self.sigmas[: self.count]
         reached = [index for index, entry in enumerate(entries) if entry >= sigma * (1 - SAME_SIGMA)]
-        return Step(index=reached[-1] if reached else 0, sigma=sigma)
+        index = reached[-1] if reached else 0
+        following = self.times[min(index + 1, len(self.times) - 1)]
+        even = (self.times[0] - self.times[-1]) / self.count
+        length = (self.times[index] - following) / even if even else 1.0
+        return Step(index=index, sigma=sigma, time=self.time_of(sigma), length=length)
+
+    def time_of(self, sigma: Any) -> Any:
+        """The sigma, a number or a tensor, as the noise's share of the latent.
+
+        A flow model's sigma is that already. Models that add noise to the picture have sigmas far above 1.
+        """
+        return sigma if self.sigmas[0] <= HIGHEST_FLOW_SIGMA else sigma / (1 + sigma)
 
     def is_within(self, step: Step, start_percent: float, end_percent: float) -> bool:
         """Whether the step lies in this share of the model's noise range, both ends included."""

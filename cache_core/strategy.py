@@ -12,7 +12,7 @@
             if call.may_reuse and call.step.index % 2:
                 return state.combined([1.0])
             output = yield COMPUTE
-            state.add(call.step.sigma, output)
+            state.add(call.step.time, output)
 
 `around` is a generator. What it yields is computed and handed back to it as `Features`, its own to keep; if it returns
 features instead of asking for a computation, they stand in for it. At the level `model` a site is the whole stack of
@@ -73,7 +73,7 @@ class Call(Protocol):
     def measured(self, measure: Callable[[Tensor], Tensor]) -> float:
         """One number for all branches of an evaluation: the first branch measures, the others take its number.
 
-        So that all decide alike. `measure` is given the call's sigma and returns a scalar, both float32 tensors on the
+        So that all decide alike. `measure` is given the call's time and returns a scalar, both float32 tensors on the
         device; reading the result waits for the device.
         """
 

@@ -143,12 +143,12 @@ class TaylorSeerCache(Strategy):
         """The steps computed because of warm-up and interval."""
         if self.spacing == "steps":
             return published_steps(schedule.count, self.disable_cache_before_step, self.cache_interval)
-        return sigma_spaced_steps(schedule.sigmas, self.disable_cache_before_step, self.cache_interval)
+        return sigma_spaced_steps(schedule.times, self.disable_cache_before_step, self.cache_interval)
 
     def _node(self, step: Step) -> float:
-        return step.sigma if self.weights == "sigma" else float(step.index)
+        return step.time if self.weights == "sigma" else float(step.index)
 
     def _weights(self, step: Step, nodes: list[float]) -> list[float]:
         if self.weights == "sigma":
-            return safe_weights(nodes, step.sigma, self.max_order)
+            return safe_weights(nodes, step.time, self.max_order)
         return recursion_weights(nodes, float(step.index), self.max_order)

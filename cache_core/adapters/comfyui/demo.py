@@ -1,0 +1,99 @@
+"""The demo's weights and words as ComfyUI's own MODEL, CLIP and VAE."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import comfy.model_detection
+import comfy.model_management
+import comfy.model_patcher
+import comfy.sd
+import comfy.utils
+import torch
+from torch import nn
+
+from ...demo import FLUX_WEIGHTS, VAE_WEIGHTS, words
+
+if TYPE_CHECKING:
+    from comfy.model_patcher import ModelPatcher
+
+
+def load_model() -> ModelPatcher:
+    """The tiny Flux, as the stock diffusion model loader would load it."""
+    weights = comfy.utils.load_torch_file(str(FLUX_WEIGHTS))
+    try:
+        model = comfy.sd.load_diffusion_model_state_dict(weights)
+    except ValueError:  # ComfyUI 0.8: takes every Flux to have 24 heads
+        model = None
+    return model or _load_with_own_heads(comfy.utils.load_torch_file(str(FLUX_WEIGHTS)))
+
+
+def load_clip() -> comfy.sd.CLIP:
+    """The word-hash text encoder, usable with the stock CLIP nodes."""
+    return comfy.sd.CLIP(_Target)
+
+
+def load_vae() -> comfy.sd.VAE:
+    """The tiny VAE, as the stock VAE loader would load it."""
+    vae = comfy.sd.VAE(sd=comfy.utils.load_torch_file(str(VAE_WEIGHTS)))
+    vae.throw_exception_if_invalid()
+    return vae
+
+
+def _load_with_own_heads(diffusers_weights: dict[str, torch.Tensor]) -> ModelPatcher:
+    weights = comfy.model_detection.convert_diffusers_mmdit(diffusers_weights, "")
+    config = comfy.model_detection.detect_unet_config(weights, "")
+    config["num_heads"] = config["hidden_size"] // sum(config["axes_dim"])
+    model_config = comfy.model_detection.model_config_from_unet_config(config, weights)
+    device = comfy.model_management.get_torch_device()
+    dtype = comfy.model_management.unet_dtype(device=device, supported_dtypes=model_config.supported_inference_dtypes)
+    model_config.set_inference_dtype(dtype, comfy.model_management.unet_manual_cast(dtype, device))
+    model = model_config.get_model(weights, "")
+    model.load_model_weights(weights, "")
+    offload_device = comfy.model_management.unet_offload_device()
+    return comfy.model_patcher.ModelPatcher(model.to(offload_device), device, offload_device)
+
+
+class _Tokenizer:
+    """ComfyUI's tokenizer interface around words that need no vocabulary."""
+
+    def __init__(self, embedding_directory: str | None = None, tokenizer_data: dict | None = None) -> None:
+        pass
+
+    def tokenize_with_weights(self, text: str, return_word_ids: bool = False, **_: Any) -> dict[str, list]:
+        return {"refrain": [[(text, 1.0)]]}
+
+    def untokenize(self, tokens: list) -> list:
+        return tokens
+
+    def state_dict(self) -> dict:
+        return {}
+
+
+class _TextEncoder(nn.Module):
+    """ComfyUI's text encoder interface around `words.encode`; it has no weights."""
+
+    def __init__(self, device: Any = "cpu", dtype: Any = None, model_options: dict | None = None) -> None:
+        super().__init__()
+        self.dtypes = {torch.float32}
+
+    def set_clip_options(self, options: dict) -> None:
+        pass
+
+    def reset_clip_options(self) -> None:
+        pass
+
+    def encode_token_weights(self, tokens: dict[str, list]) -> tuple[torch.Tensor, torch.Tensor]:
+        tokens_of_text, pooled = words.encode(tokens["refrain"][0][0][0])
+        return tokens_of_text[None], pooled[None]  # (1, 8, 96), (1, 96)
+
+    def load_sd(self, weights: dict) -> tuple[list, list]:
+        return [], []
+
+
+class _Target:
+    """What comfy.sd.CLIP makes its tokenizer and text encoder from."""
+
+    params: dict[str, Any] = {}
+    clip = _TextEncoder
+    tokenizer = _Tokenizer

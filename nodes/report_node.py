@@ -1,0 +1,42 @@
+"""Cache Report: what the cache did in the sampling run that made these samples."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from comfy_api.latest import io
+
+from . import runs
+from .compat import schema
+
+NO_RUN = (
+    "No cached sampling run made these samples. Connect a Refrain cache node between the model and the sampler, and this "
+    "node's samples input to the sampler."
+)
+
+
+class CacheReport(io.ComfyNode):
+    """Passes samples on and reports the run they came out of, in the node, as text and in the prompt's history."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="RefrainCacheReport",
+            display_name="Cache Report",
+            description="Shows which model calls were computed, reused or forecast in the run that made these samples, "
+            "why, how long they took and how much faster the run was.",
+            inputs=[io.Latent.Input("samples", tooltip="The sampler's output; it is passed on unchanged.")],
+            outputs=[
+                io.Latent.Output(display_name="samples", tooltip="The same samples."),
+                io.String.Output(display_name="report", tooltip="The whole report as JSON."),
+            ],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, samples: dict[str, Any]) -> io.NodeOutput:
+        run = runs.run_of(samples["samples"])
+        report = {"summary": NO_RUN} if run is None else {**run.report, "prompt_id": run.prompt_id, "sampler": run.sampler_id}
+        ui = {"refrain_report": [report], "text": [report["summary"]]}
+        return io.NodeOutput(samples, json.dumps(report), ui=ui)
