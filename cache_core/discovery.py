@@ -1,4 +1,4 @@
-"""Which lists of modules are chains of blocks, and how streams flow through them: learned by watching one ordinary call."""
+"""Which lists of modules are chains of blocks, and how streams flow through them, learned from one ordinary call."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from .features import Structure, is_feature, leaves_of, taken_apart
 from .hooks import Around, HookRegistry
 
-SMALLEST_SHARE = 0.08  # of the parameters in all chains: refiners and heads below it always run, they cost next to nothing
+SMALLEST_SHARE = (
+    0.08  # of the parameters in all chains: refiners and heads below it always run, they cost next to nothing
+)
 
 
 @dataclass(frozen=True)
@@ -193,7 +195,11 @@ def _candidates(model: nn.Module) -> Iterator[tuple[str, dict[str, nn.Module]]]:
     for name, module in model.named_modules():
         if isinstance(module, (nn.ModuleList, nn.ModuleDict)):
             blocks = dict(module.named_children())
-            if len(blocks) > 1 and len({type(block) for block in blocks.values()}) == 1 and all(map(weights_in, blocks.values())):
+            if (
+                len(blocks) > 1
+                and len({type(block) for block in blocks.values()}) == 1
+                and all(map(weights_in, blocks.values()))
+            ):
                 yield name, blocks
 
 

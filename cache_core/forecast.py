@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from math import factorial, hypot
 from typing import Any
 
@@ -13,11 +14,13 @@ from torch import Tensor
 from .features import Features, same_layout
 from .step import SAME_SIGMA
 
-WEIGHT_LIMIT = 3.0  # 2-norm: above it a forecast magnifies the roughness of what it is made of (measured on a trained model)
+WEIGHT_LIMIT = (
+    3.0  # 2-norm: above it a forecast magnifies the roughness of what it is made of (measured on a trained model)
+)
 
 
 def newton_weights(nodes: Sequence[float], at: Any) -> list[Any]:
-    """Weights of the polynomial through values at `nodes`, evaluated at `at` (Newton's and Lagrange's are the same one).
+    """Weights of the polynomial through values at `nodes`, evaluated at `at` (Newton's and Lagrange's are the same).
 
     `at` is a number, or a scalar tensor for weights on its device.
 
@@ -63,7 +66,7 @@ def recursion_weights(nodes: Sequence[float], at: float, order: int) -> list[flo
     factors = [[float(row == column) for column in range(len(nodes))] for row in range(len(nodes))]
     weights = list(factors[0])
     for i in range(1, min(order + 1, len(nodes))):
-        gaps = [newer - older for newer, older in zip(nodes, nodes[1:])]
+        gaps = [newer - older for newer, older in pairwise(nodes)]
         factors = [
             [(a - b) / gap for a, b in zip(newer, older)] for newer, older, gap in zip(factors, factors[1:], gaps)
         ]

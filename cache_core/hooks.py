@@ -19,8 +19,8 @@ class HookRegistry:
             model(latent)
 
     Inside the `with`, the module instances carry a stand-in for `forward`; of two functions on one module the one added
-    last runs first. On the way out, exception or not, every instance is as it was before. A patch that someone else put on
-    top meanwhile stays, and then finds the module's own forward behind it.
+    last runs first. On the way out, exception or not, every instance is as it was before. A patch that someone else put
+    on top meanwhile stays, and then finds the module's own forward behind it.
     """
 
     def __init__(self) -> None:

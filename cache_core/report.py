@@ -153,7 +153,9 @@ class Report:
     def line(self) -> str:
         """The run in one line, for the log."""
         names = " + ".join(strategy.title for strategy in self.strategies)
-        parts = [f"{self.count(action)} {action}" for action in ("computed", "reused", "forecast") if self.count(action)]
+        parts = [
+            f"{self.count(action)} {action}" for action in ("computed", "reused", "forecast") if self.count(action)
+        ]
         text = f"Refrain, {names}: {len(self.calls)} model calls: {', '.join(parts)}"
         if self.count("reused", "forecast"):
             text += f"; {self.computed_share:.0%} of the blocks computed"

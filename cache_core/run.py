@@ -308,7 +308,12 @@ def _modules_inside(blocks: dict[str, nn.Module], matches: Callable[[str], bool]
         inside: dict[str, nn.Module] = {}
         for suffix, module in block.named_modules(prefix=name):
             runs = type(module).forward is not nn.Module.forward
-            if suffix != name and runs and matches(suffix) and not any(suffix.startswith(f"{outer}.") for outer in inside):
+            if (
+                suffix != name
+                and runs
+                and matches(suffix)
+                and not any(suffix.startswith(f"{outer}.") for outer in inside)
+            ):
                 inside[suffix] = module
         places |= inside or {name: block}
     return places

@@ -164,5 +164,7 @@ class BlockStack:
 
     def _leave(self, chain: int, streams: list[Tensor | None]) -> None:
         ending = [streams[stream] for stream in self.plan.chains[chain].ends]
-        self.finished[chain] = [torch.sub(out, anchor, out=anchor) for out, anchor in zip(ending, self.anchors.pop(chain))]
+        self.finished[chain] = [
+            torch.sub(out, anchor, out=anchor) for out, anchor in zip(ending, self.anchors.pop(chain))
+        ]
         self.left.add(chain)

@@ -23,8 +23,8 @@ class Step:
 class Schedule:
     """The sigmas of one sampling run, noisiest first, usually ending in 0.
 
-    `percent_to_sigma` translates a share of the model's whole noise range (0.0 its start, 1.0 its end) to a sigma, as the
-    model's own sampling does; without it, shares are read along the schedule.
+    `percent_to_sigma` translates a share of the model's whole noise range (0.0 its start, 1.0 its end) to a sigma, as
+    the model's own sampling does; without it, shares are read along the schedule.
     """
 
     def __init__(self, sigmas: Sequence[float], percent_to_sigma: Callable[[float], float] | None = None) -> None:
@@ -34,7 +34,7 @@ class Schedule:
         self._percent_to_sigma = percent_to_sigma or self._along_schedule
 
     def step_at(self, sigma: float) -> Step:
-        """The step `sigma` belongs to: the last one that starts at it or above. Above the schedule is the first step."""
+        """The step `sigma` belongs to: the last one that starts at it or above. Above the schedule it is the first."""
         entries = self.sigmas[: self.count]
         reached = [index for index, entry in enumerate(entries) if entry >= sigma * (1 - SAME_SIGMA)]
         index = reached[-1] if reached else 0

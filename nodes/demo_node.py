@@ -21,7 +21,9 @@ class LoadDemo(io.ComfyNode):
             inputs=[],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="A Flux of 9 million parameters."),
-                io.Clip.Output(display_name="clip", tooltip="Its text encoder. It knows a few words; others change little."),
+                io.Clip.Output(
+                    display_name="clip", tooltip="Its text encoder. It knows a few words; others change little."
+                ),
                 io.Vae.Output(display_name="vae", tooltip="Its VAE."),
             ],
             search_aliases=["demo", "example", "Refrain"],

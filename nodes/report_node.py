@@ -11,8 +11,8 @@ from . import runs
 from .compat import schema
 
 NO_RUN = (
-    "No cached sampling run made these samples. Connect a Refrain cache node between the model and the sampler, and this "
-    "node's samples input to the sampler."
+    "No cached sampling run made these samples. Connect a Refrain cache node between the model and the sampler, and "
+    "this node's samples input to the sampler."
 )
 
 
@@ -37,6 +37,10 @@ class CacheReport(io.ComfyNode):
     @classmethod
     def execute(cls, samples: dict[str, Any]) -> io.NodeOutput:
         run = runs.run_of(samples["samples"])
-        report = {"summary": NO_RUN} if run is None else {**run.report, "prompt_id": run.prompt_id, "sampler": run.sampler_id}
+        report = (
+            {"summary": NO_RUN}
+            if run is None
+            else {**run.report, "prompt_id": run.prompt_id, "sampler": run.sampler_id}
+        )
         ui = {"refrain_report": [report], "text": [report["summary"]]}
         return io.NodeOutput(samples, json.dumps(report), ui=ui)

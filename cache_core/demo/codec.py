@@ -39,7 +39,7 @@ def decode(latents: Tensor) -> Tensor:
 
 
 def load_vae(device: str | torch.device = "cpu") -> AutoencoderTiny:
-    """The demo's VAE as diffusers' AutoencoderTiny; its config.scaling_factor is the one diffusers' pipelines expect."""
+    """The demo's VAE as diffusers' AutoencoderTiny, with the scaling_factor that its pipelines expect."""
     from diffusers import AutoencoderTiny
 
     stored = load_file(VAE_WEIGHTS)

@@ -77,7 +77,9 @@ class Server:
             folder, python = folder or found[0], python or found[1]
         self.folder, self.python = folder, python
         self.options = [*(["--cpu"] if cpu else []), *options]
-        inherited = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}  # that is for this Python
+        inherited = {
+            name: value for name, value in os.environ.items() if name != "PYTHONPATH"
+        }  # that is for our Python
         self.environment = {**inherited, "PYTHONUNBUFFERED": "1", **(environment or {})}
         self.client_id = uuid.uuid4().hex
         self._direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # this machine needs no proxy
@@ -118,7 +120,7 @@ class Server:
         return body["prompt_id"]
 
     def follow(self, prompt_id: str, on_event: Callable[[dict[str, Any]], None] | None = None) -> dict[str, Any]:
-        """Wait until this prompt has ended; its last event. One prompt at a time: other prompts' events are dropped."""
+        """Wait until this prompt has ended; its last event. Follow prompts in the order of queueing."""
         while True:
             event = self._loop.run_until_complete(self._next_event())
             if event.get("data", {}).get("prompt_id") != prompt_id:
@@ -137,10 +139,8 @@ class Server:
             time.sleep(0.1)
         raise TimeoutError(f"ComfyUI has no history of prompt {prompt_id}. Has it ended?")
 
-    def run(
-        self, prompt: dict[str, Any], on_progress: Callable[[str, int, int], None] | None = None
-    ) -> dict[str, Any]:
-        """Queue a prompt, wait for it, and return its history. `on_progress(node_id, step, steps)` is called meanwhile.
+    def run(self, prompt: dict[str, Any], on_progress: Callable[[str, int, int], None] | None = None) -> dict[str, Any]:
+        """Queue a prompt, wait for it, and return its history. Meanwhile `on_progress(node_id, step, steps)` is called.
 
         Raises PromptRefused, or PromptFailed with the node's error.
         """
@@ -157,15 +157,22 @@ class Server:
 
     def picture(self, image: dict[str, str]) -> bytes:
         """The file behind an image of the history's outputs."""
-        return self._fetch(f"/view?{urllib.parse.urlencode(image)}")
+        return self.fetch(f"/view?{urllib.parse.urlencode(image)}")
 
     def interrupt(self) -> None:
         """Stop the prompt that is running."""
-        self._fetch("/interrupt", b"{}")
+        self.fetch("/interrupt", b"{}")
 
     def get(self, path: str) -> Any:
         """The JSON at this path, such as "/object_info"."""
-        return json.loads(self._fetch(path))
+        return json.loads(self.fetch(path))
+
+    def fetch(self, path: str, body: bytes | None = None) -> bytes:
+        """What this path answers; with a body, to a POST of it. Raises urllib.error.HTTPError."""
+        headers = {"Content-Type": "application/json"}
+        request = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}", data=body, headers=headers)
+        with self._direct.open(request, timeout=60) as answer:
+            return answer.read()
 
     def _start(self, home: Path) -> None:
         _install(PACK, home / "custom_nodes" / "refrain")
@@ -193,19 +200,13 @@ class Server:
 
     def _ask(self, path: str, question: dict[str, Any]) -> tuple[int, Any]:
         try:
-            return 200, json.loads(self._fetch(path, json.dumps(question).encode()))
+            return 200, json.loads(self.fetch(path, json.dumps(question).encode()))
         except urllib.error.HTTPError as error:
             text = error.read().decode(errors="replace")
             try:
                 return error.code, json.loads(text)
             except json.JSONDecodeError:
                 return error.code, text
-
-    def _fetch(self, path: str, body: bytes | None = None) -> bytes:
-        headers = {"Content-Type": "application/json"}
-        request = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}", data=body, headers=headers)
-        with self._direct.open(request, timeout=60) as answer:
-            return answer.read()
 
     async def _open_events(self) -> None:
         import aiohttp
@@ -235,7 +236,9 @@ def _install(pack: Path, place: Path) -> None:
     try:
         place.symlink_to(pack, target_is_directory=True)
     except OSError:
-        shutil.copytree(pack, place, ignore=shutil.ignore_patterns(".*", "__pycache__", "demo_output", "tests"))
+        shutil.copytree(
+            pack, place, ignore=shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "demo_output", "tests")
+        )
 
 
 def _end(process: subprocess.Popen) -> None:

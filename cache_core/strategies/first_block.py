@@ -27,9 +27,9 @@ class FirstBlockCache(Strategy):
 
     From ParaAttention's first block cache, which builds on TeaCache, arXiv 2411.19108. There both are expected to be as
     they were in the last computed call; that is `max_order=0`. By default they are expected on a straight line along
-    sigma through the last two, and the test asks how far the first block is off that line. How far counts more in a step
-    that goes a long way in sigma (by the square root of its length, measured best at flow shifts 1 to 6; on an even
-    schedule all count alike). A batch is as far off as its worst row.
+    sigma through the last two, and the test asks how far the first block is off that line. How far counts more in a
+    step that goes a long way in sigma (by the square root of its length, measured best at flow shifts 1 to 6; on an
+    even schedule all count alike). A batch is as far off as its worst row.
     """
 
     title = "First Block Cache"

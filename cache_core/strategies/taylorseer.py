@@ -20,10 +20,10 @@ ATTENTION_OR_FEED_FORWARD = r".*\.\d+\.(.*\.)?(\w+_)?(attn\d?|attention|mlp|ff|f
 class TaylorSeerCache(Strategy):
     """Compute about one in `cache_interval` steps and forecast the others from the last few computed.
 
-    TaylorSeer, arXiv 2503.06923. The published forecast is a Taylor series in the step index whose differences do not fit
-    the real distances; ours is the polynomial through the stored outputs at their real sigmas, of an order that drops by
-    itself where it would magnify errors (`weights="recursion"` is the published one). What is forecast is by default one
-    tensor, the model's output, not one per module.
+    TaylorSeer, arXiv 2503.06923. The published forecast is a Taylor series in the step index whose differences do not
+    fit the real distances; ours is the polynomial through the stored outputs at their real sigmas, of an order that
+    drops by itself where it would magnify errors (`weights="recursion"` is the published one). What is forecast is by
+    default one tensor, the model's output, not one per module.
     """
 
     title = "TaylorSeer Cache"
@@ -32,8 +32,8 @@ class TaylorSeerCache(Strategy):
 
     cache_interval: int = setting(
         4,
-        "Compute about one in this many steps. Higher is faster and less faithful: 2 is careful, 3 to 4 balanced, 5 and "
-        "more visibly different. 1 computes every step.",
+        "Compute about one in this many steps. Higher is faster and less faithful: 2 is careful, 3 to 4 balanced, 5 "
+        "and more visibly different. 1 computes every step.",
         minimum=1,
         maximum=20,
     )
@@ -60,14 +60,14 @@ class TaylorSeerCache(Strategy):
     cache_level: str = setting(
         "output",
         "What is forecast. 'output': the model's output; skips everything, holds a few latents, works for every model. "
-        "'model': what the stack of blocks adds, so embedding and head still run. 'block' and 'module': the output of each "
-        "block, or of each attention and feed-forward module, as published; they hold gigabytes on large models.",
+        "'model': what the stack of blocks adds, so embedding and head still run. 'block' and 'module': the output of "
+        "each block, or of each attention and feed-forward module, as published; they hold gigabytes on large models.",
         choices=("output", "model", "block", "module"),
     )
     spacing: str = setting(
         "sigma",
-        "Where the computed steps are. 'sigma': evenly along the noise level, right for schedules with a shift. 'steps': "
-        "every so many steps, as published.",
+        "Where the computed steps are. 'sigma': evenly along the noise level, right for schedules with a shift. "
+        "'steps': every so many steps, as published.",
         choices=("sigma", "steps"),
     )
     weights: str = setting(
@@ -82,11 +82,13 @@ class TaylorSeerCache(Strategy):
     skip_predict_identifiers: tuple[str, ...] | None = setting(
         None, "Level module: modules never cached, as regular expressions on the whole dotted name.", shown=False
     )
-    taylor_factors_dtype: torch.dtype | None = setting(
+    taylor_factors_dtype: torch.dtype | None = setting(  # noqa: RUF009 - it makes a dataclass field
         None, "What to store outputs in; None keeps their own, and torch.bfloat16 halves float32's memory.", shown=False
     )
     use_lite_mode: bool = setting(
-        False, "As published: forecast only what leaves the stack of blocks. The same as cache_level 'model'.", shown=False
+        False,
+        "As published: forecast only what leaves the stack of blocks. The same as cache_level 'model'.",
+        shown=False,
     )
 
     def __post_init__(self) -> None:
@@ -94,8 +96,8 @@ class TaylorSeerCache(Strategy):
         before, after = self.disable_cache_before_step, self.disable_cache_after_step
         if 0 <= after <= before:
             raise ValueError(
-                f"{self.title}: disable_cache_after_step is {after} and disable_cache_before_step is {before}, so every "
-                f"step would be computed. Set disable_cache_after_step above {before}, or to -1 for never."
+                f"{self.title}: disable_cache_after_step is {after} and disable_cache_before_step is {before}, so "
+                f"every step would be computed. Set disable_cache_after_step above {before}, or to -1 for never."
             )
         for expression in (*(self.cache_identifiers or ()), *(self.skip_predict_identifiers or ())):
             try:

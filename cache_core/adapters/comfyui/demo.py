@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import comfy.model_detection
 import comfy.model_management
@@ -94,6 +94,6 @@ class _TextEncoder(nn.Module):
 class _Target:
     """What comfy.sd.CLIP makes its tokenizer and text encoder from."""
 
-    params: dict[str, Any] = {}
+    params: ClassVar[dict[str, Any]] = {}
     clip = _TextEncoder
     tokenizer = _Tokenizer

@@ -1,8 +1,8 @@
 """`with_cache`: a MODEL that samples through a CacheRun.
 
-Three of ComfyUI's wrappers, and nothing else: OUTER_SAMPLE opens a run and frees it, PREDICT_NOISE begins an evaluation,
-APPLY_MODEL sends one forward pass through the run. The run travels in the transformer options of one sampling run, which
-ComfyUI copies for it and drops after it, so nothing is left on the model, whatever happens.
+Three of ComfyUI's wrappers, and nothing else: OUTER_SAMPLE opens a run and frees it, PREDICT_NOISE begins an
+evaluation, APPLY_MODEL sends one forward pass through the run. The run travels in the transformer options of one
+sampling run, which ComfyUI copies for it and drops after it, so nothing is left on the model, whatever happens.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def with_cache(
     replaced = [other for other in strategies_of(model) if other.level == strategy.level]
     for other in replaced:
         logger.info("Refrain: %s replaces %s, which works on the same level.", strategy.title, other.title)
-    strategies = tuple(other for other in strategies_of(model) if other not in replaced) + (strategy,)
+    strategies = (*(other for other in strategies_of(model) if other not in replaced), strategy)
     cached = model.clone()
     wrappers = _Wrappers(strategies, on_report)
     cached.set_attachments(KEY, wrappers)

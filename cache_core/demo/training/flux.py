@@ -1,4 +1,7 @@
-"""Trains the tiny Flux by flow matching: python -m cache_core.demo.training.flux --seconds 60 --out flux.safetensors."""
+"""Trains the tiny Flux by flow matching.
+
+python -m cache_core.demo.training.flux --seconds 60 --out flux.safetensors
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Fits the linear latent codec to new pictures: python -m cache_core.demo.training.latent_codec --out codec.safetensors.
+"""Fits the linear latent codec to new pictures.
+
+python -m cache_core.demo.training.latent_codec --out codec.safetensors
 
 Principal components of 8 x 8 x 3 patches, half whitened: a component's spread becomes the square root of what it was.
 """

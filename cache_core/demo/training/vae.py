@@ -1,4 +1,6 @@
-"""Trains the VAE to imitate the linear codec: python -m cache_core.demo.training.vae --seconds 600 --out vae.safetensors.
+"""Trains the VAE to imitate the linear codec.
+
+python -m cache_core.demo.training.vae --seconds 600 --out vae.safetensors
 
 The seconds are for the decoder, then again for the encoder.
 """

@@ -31,7 +31,7 @@ def node_id(prompt: dict[str, Any], class_type: str) -> str:
     found = [number for number, node in prompt.items() if node["class_type"] == class_type]
     if len(found) != 1:
         classes = ", ".join(sorted({node["class_type"] for node in prompt.values()}))
-        raise ValueError(f"The prompt has {len(found)} nodes of class {class_type}, but exactly 1 is needed. It has: {classes}.")
+        raise ValueError(f"{len(found)} nodes of the prompt are {class_type}, but 1 is needed. It has: {classes}.")
     return found[0]
 
 

@@ -1,0 +1,113 @@
+"""Arrows point one way: nodes -> cache_core.adapters.comfyui -> cache_core. Read off the imports, without importing."""
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+CORE = sorted(path for path in (ROOT / "cache_core").rglob("*.py"))
+NODES = sorted((ROOT / "nodes").rglob("*.py"))
+DEMO, ADAPTERS = ROOT / "cache_core" / "demo", ROOT / "cache_core" / "adapters"
+INNER = [path for path in CORE if not path.is_relative_to(DEMO) and not path.is_relative_to(ADAPTERS)]
+DEMO_FILES = [path for path in CORE if path.is_relative_to(DEMO)]
+COMFYUI = [path for path in CORE if path.is_relative_to(ADAPTERS / "comfyui")]
+DIFFUSERS = [path for path in CORE if path.is_relative_to(ADAPTERS) and "diffusers" in path.name]
+
+
+def named(path):
+    return str(path.relative_to(ROOT))
+
+
+def tree_of(path):
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def imported(path, top_level_only=False):
+    """Absolute dotted names of what a file imports; relative imports are resolved against the repository."""
+    nodes = tree_of(path).body if top_level_only else list(ast.walk(tree_of(path)))
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            package = path.relative_to(ROOT).with_suffix("").parts[: -node.level] if node.level else ()
+            module = ".".join((*package, *filter(None, [node.module])))
+            yield from (f"{module}.{alias.name}" if module else alias.name for alias in node.names)
+
+
+def packages(path, **choice):
+    return {name.split(".")[0] for name in imported(path, **choice)}
+
+
+def is_inside(name, package):
+    return name == package or name.startswith(f"{package}.")
+
+
+@pytest.mark.parametrize("path", INNER, ids=named)
+def test_the_core_needs_torch_and_the_standard_library_only(path):
+    assert packages(path) - set(sys.stdlib_module_names) <= {"torch", "einops", "safetensors", "cache_core"}
+
+
+@pytest.mark.parametrize("path", INNER, ids=named)
+def test_the_core_knows_no_adapter_and_no_demo(path):
+    outward = ("cache_core.adapters", "cache_core.demo", "nodes")
+    assert not [name for name in imported(path) if any(is_inside(name, package) for package in outward)]
+
+
+@pytest.mark.parametrize("path", DEMO_FILES, ids=named)
+def test_the_demo_knows_no_comfyui_and_no_adapter_of_it(path):
+    names = list(imported(path))
+    assert not [name for name in names if name.startswith("comfy") or is_inside(name, "nodes")]
+    assert not [name for name in names if is_inside(name, "cache_core.adapters.comfyui")]
+
+
+@pytest.mark.parametrize("path", COMFYUI, ids=named)
+def test_the_comfyui_adapter_knows_no_nodes_and_no_diffusers(path):
+    assert not packages(path) & {"nodes", "diffusers", "comfy_api"}
+
+
+@pytest.mark.parametrize("path", DIFFUSERS, ids=named)
+def test_the_diffusers_adapter_knows_no_comfyui(path):
+    assert not [name for name in packages(path) if name.startswith("comfy") or name == "nodes"]
+
+
+@pytest.mark.parametrize("path", NODES, ids=named)
+def test_nodes_import_relatively_or_comfyui_torch_and_the_standard_library(path):
+    ours = {"cache_core", "nodes"}
+    assert packages(path) - set(sys.stdlib_module_names) - ours <= {"comfy_api", "comfy_execution", "torch"}
+    absolute = [node.module for node in ast.walk(tree_of(path)) if isinstance(node, ast.ImportFrom) and not node.level]
+    assert not ours & {module.split(".")[0] for module in absolute}
+
+
+def test_comfyui_loads_a_file_that_imports_nothing():
+    assert not list(imported(ROOT / "__init__.py", top_level_only=True))
+
+
+@pytest.mark.parametrize("path", [*CORE, *NODES], ids=named)
+def test_no_file_has_global_state_or_a_reset(path):
+    nodes = list(ast.walk(tree_of(path)))
+    assert not [node.lineno for node in nodes if isinstance(node, (ast.Global, ast.Nonlocal))]
+    assert not [node.lineno for node in nodes if isinstance(node, ast.FunctionDef) and node.name == "reset"]
+
+
+@pytest.mark.parametrize("path", [*CORE, *NODES], ids=named)
+def test_no_file_hides_errors(path):
+    handlers = [node for node in ast.walk(tree_of(path)) if isinstance(node, ast.ExceptHandler)]
+    assert not [handler.lineno for handler in handlers if handler.type is None]
+
+
+@pytest.mark.parametrize("path", [*CORE, *NODES], ids=named)
+def test_no_file_prints_or_asserts(path):
+    nodes = list(ast.walk(tree_of(path)))
+    assert not [node.lineno for node in nodes if isinstance(node, ast.Assert)]
+    if not path.is_relative_to(DEMO):  # the demo's scripts speak to a terminal
+        calls = [node for node in nodes if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)]
+        assert not [call.lineno for call in calls if call.func.id == "print"]
+
+
+def test_the_rules_above_look_at_the_files_they_mean():
+    assert len(INNER) >= 10
+    assert COMFYUI
+    assert NODES
+    assert "cache_core.step.Step" in set(imported(ROOT / "cache_core" / "run.py"))

@@ -1,0 +1,68 @@
+"""The host waits for the device at most once in a model call. Counted at the tensor's own methods, on any device."""
+
+import pytest
+import torch
+from torch.overrides import TorchFunctionMode
+from toy import Sampling, first_latent
+
+from cache_core.strategies.first_block import FirstBlockCache
+from cache_core.strategies.taylorseer import TaylorSeerCache
+
+READS = {
+    "item",
+    "tolist",
+    "cpu",
+    "numpy",
+    "__float__",
+    "__int__",
+    "__bool__",
+    "__index__",
+    "nonzero",
+    "__array__",
+    "equal",
+}
+STRATEGIES = [
+    FirstBlockCache(),
+    FirstBlockCache(max_order=0),
+    FirstBlockCache(start_percent=0.2, end_percent=0.8),
+    *(TaylorSeerCache(cache_level=level) for level in ("output", "model", "block", "module")),
+    TaylorSeerCache(weights="recursion", spacing="steps"),
+]
+
+
+class CountingReads(TorchFunctionMode):
+    """Counts the calls that make a number of a tensor."""
+
+    def __init__(self):
+        super().__init__()
+        self.reads = 0
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        self.reads += getattr(function, "__name__", "") in READS
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("read", [float, bool, int, torch.Tensor.item, torch.Tensor.tolist, torch.Tensor.cpu])
+def test_the_count_sees_every_kind_of_read(read):
+    with CountingReads() as counting:
+        read(torch.ones(()))
+    assert counting.reads == 1
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES, ids=lambda s: f"{s.title}-{s.level}")
+@pytest.mark.parametrize("layout", ["joined", "separate"])
+def test_a_model_call_reads_at_most_one_number(toy, strategy, layout):
+    sampling, most = Sampling(toy, (strategy,), layout=layout), 0
+    for index in range(12):
+        with CountingReads() as counting:
+            sampling.predict(dict.fromkeys(sampling.branches, first_latent() * (1 - index / 50)), index)
+        calls = 1 if layout == "joined" else 2
+        most = max(most, counting.reads / calls)
+    assert most <= 1
+    assert sampling.report.count("reused", "forecast") > 0
+
+
+def test_settings_that_never_reuse_read_nothing(toy):
+    with CountingReads() as counting:
+        Sampling(toy, (TaylorSeerCache(cache_interval=1),)).sample(first_latent())
+    assert counting.reads == 0

@@ -1,0 +1,129 @@
+"""The report: what was computed, reused and forecast, why, and in a form that JSON can carry."""
+
+import json
+import math
+
+import pytest
+from toy import NEGATIVE, POSITIVE, ReuseAlways, Sampling, first_latent, sigmas_of
+
+from cache_core import CacheRun, Schedule
+from cache_core.strategies.first_block import FirstBlockCache
+from cache_core.strategies.taylorseer import TaylorSeerCache
+
+
+@pytest.fixture(params=["joined", "separate", "alternating"])
+def sampled(toy, request):
+    sampling = Sampling(toy, (FirstBlockCache(),), layout=request.param)
+    sampling.sample(first_latent())
+    return sampling
+
+
+def test_it_is_json_without_nan(sampled):
+    report = sampled.report.as_dict()
+    assert json.loads(json.dumps(report, allow_nan=False)) == report
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, 0.0])
+def test_it_is_json_even_where_a_measure_is_not_a_number(toy, value):
+    sampling = Sampling(toy, (FirstBlockCache(),))
+    for index in range(4):
+        sampling.predict(dict.fromkeys(sampling.branches, first_latent().fill_(value)), index)
+    json.dumps(sampling.report.as_dict(), allow_nan=False)
+
+
+def test_totals_add_up(sampled):
+    report = sampled.report.as_dict()
+    totals, actions = report["totals"], ("computed", "reused", "forecast")
+    assert sum(totals[action] for action in actions) == totals["calls"] == len(report["calls"])
+    assert totals["computed_share"] == pytest.approx(
+        sum(c["computed_share"] for c in report["calls"]) / totals["calls"]
+    )
+    assert totals["model_seconds"] == pytest.approx(sum(call["seconds"] for call in report["calls"]))
+    assert all(call["seconds"] > 0 for call in report["calls"])
+
+
+def test_every_branch_has_its_own_totals(sampled):
+    totals = sampled.report.as_dict()["totals"]["branches"]
+    assert set(totals) == {NEGATIVE, POSITIVE}
+    assert sum(totals[NEGATIVE].values()) == sum(totals[POSITIVE].values()) == 12
+    assert totals[NEGATIVE] == totals[POSITIVE]
+
+
+def test_every_call_tells_its_step_and_sigma(sampled):
+    calls = sampled.report.as_dict()["calls"]
+    assert sorted({call["step"] for call in calls}) == list(range(12))
+    assert all(call["sigma"] == pytest.approx(sampled.sigmas[call["step"]]) for call in calls)
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_the_measure_told_is_the_one_compared_with_the_threshold(toy, shift):
+    strategy = FirstBlockCache(residual_diff_threshold=0.1)
+    sampling = Sampling(toy, (strategy,), sigmas_of(12, shift))
+    sampling.sample(first_latent())
+    told = [call for call in sampling.report.calls if call.measure is not None]
+    assert {call.action == "computed" for call in told} == {True, False}
+    assert all((0 < call.measure < 0.1) == (call.action != "computed") for call in told)
+
+
+def test_every_call_has_a_reason(sampled):
+    assert all(call["reason"] for call in sampled.report.as_dict()["calls"])
+
+
+def test_a_forecast_of_order_zero_is_called_reuse(toy):
+    sampling = Sampling(toy, (TaylorSeerCache(max_order=0),))
+    sampling.sample(first_latent())
+    assert sampling.report.count("forecast") == 0
+    assert sampling.report.count("reused") + sampling.report.count("computed") == 12
+
+
+def test_the_line_says_it_all(sampled):
+    line = sampled.report.line()
+    assert line.startswith(f"Refrain, First Block Cache: {len(sampled.report.calls)} model calls")
+    assert "of the blocks computed" in line
+    assert "MiB held" in line
+    assert "\n" not in line
+
+
+def test_the_line_says_that_settings_are_off(toy):
+    sampling = Sampling(toy, (FirstBlockCache(residual_diff_threshold=0.0),))
+    sampling.sample(first_latent())
+    assert sampling.report.line().endswith("12 computed; these settings never reuse")
+    assert sampling.report.as_dict()["strategies"][0]["off"]
+
+
+def test_the_line_says_why_nothing_was_reused(toy):
+    sampling = Sampling(toy, (FirstBlockCache(residual_diff_threshold=1e-9),))
+    sampling.sample(first_latent())
+    assert "nothing reused: change " in sampling.report.line()
+
+
+def test_settings_shown_are_those_of_the_node(toy):
+    shown = Sampling(toy, (TaylorSeerCache(),)).report.as_dict()["strategies"][0]
+    assert shown["title"] == "TaylorSeer Cache"
+    assert shown["settings"]["cache_interval"] == 4
+    assert "taylor_factors_dtype" not in shown["settings"]
+
+
+def test_a_run_without_calls_has_a_report():
+    report = CacheRun((FirstBlockCache(),), Schedule([1.0, 0.0])).report
+    report.close()
+    assert report.as_dict()["totals"]["calls"] == 0
+    assert report.computed_share == 1.0
+    assert report.speed_up is None
+
+
+def test_a_note_is_said_once(toy):
+    report = Sampling(toy, (ReuseAlways(),)).report
+    report.note("something")
+    report.note("something")
+    assert report.notes == ["something"]
+
+
+def test_a_report_can_be_read_before_it_is_closed(toy):
+    sampling = Sampling(toy, (ReuseAlways(),))
+    sampling.sample(first_latent())
+    assert sampling.run.report.as_dict()["totals"]["calls"] == 12
+
+
+def test_closing_twice_changes_nothing(sampled):
+    assert sampled.report.as_dict() == sampled.report.as_dict()

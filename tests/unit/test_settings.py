@@ -1,0 +1,89 @@
+"""Settings: a bad value is an error that names the input and the value and says what to do."""
+
+from dataclasses import fields
+from math import inf, nan
+
+import pytest
+import torch
+
+from cache_core.strategies import all_strategies
+from cache_core.strategies.first_block import FirstBlockCache
+from cache_core.strategies.taylorseer import TaylorSeerCache
+
+BAD = [
+    *((FirstBlockCache, "residual_diff_threshold", value) for value in (nan, inf, -0.1, 1.5, "0.1", None, True, [0.1])),
+    *((FirstBlockCache, "start_percent", value) for value in (nan, -0.1, 1.1, None)),
+    *((FirstBlockCache, "end_percent", value) for value in (nan, -0.1, 1.1, "all")),
+    *((FirstBlockCache, "max_consecutive_cache_hits", value) for value in (-2, 101, 1.5, nan, None, False)),
+    *((FirstBlockCache, "max_order", value) for value in (-1, 4, 0.5, "1")),
+    *((TaylorSeerCache, "cache_interval", value) for value in (0, 21, 2.5, nan, "4")),
+    *((TaylorSeerCache, "max_order", value) for value in (-1, 4, 1.5)),
+    *((TaylorSeerCache, "disable_cache_before_step", value) for value in (-1, 1001, 2.5, None)),
+    *((TaylorSeerCache, "disable_cache_after_step", value) for value in (-2, 1001, 7.5, inf)),
+    *((TaylorSeerCache, "cache_level", value) for value in ("modules", "", None, 1, ["model"])),
+    *((TaylorSeerCache, "spacing", value) for value in ("sigmas", None)),
+    *((TaylorSeerCache, "weights", value) for value in ("newton", None)),
+    *((TaylorSeerCache, "cache_identifiers", value) for value in (("(",), "attn", (3,), 5)),
+    *((TaylorSeerCache, "skip_predict_identifiers", value) for value in (("a", "*"), "attn", (None,))),
+    *((TaylorSeerCache, "taylor_factors_dtype", value) for value in ("bfloat16", torch.int8, torch.bool, 16)),
+    *((TaylorSeerCache, "use_lite_mode", value) for value in ("no", 2, None)),
+]
+ADVICE = ("Set ", "Choose ", "Escape ", "Lower ", "Raise ", "Give ", "Use ", "Leave ", "Write ")
+
+
+@pytest.mark.parametrize(("strategy", "name", "value"), BAD, ids=lambda part: getattr(part, "__name__", repr(part)))
+def test_a_bad_value_is_an_error_that_teaches(strategy, name, value):
+    with pytest.raises(ValueError) as error:
+        strategy(**{name: value})
+    message = str(error.value)
+    shown = value[-1] if isinstance(value, tuple) else value
+    assert strategy.title in message
+    assert name in message
+    assert str(shown) in message
+    assert any(word in message for word in ADVICE)
+
+
+@pytest.mark.parametrize(("start", "end"), [(0.6, 0.5), (1.0, 0.0)])
+def test_a_range_the_wrong_way_round_is_an_error(start, end):
+    with pytest.raises(ValueError, match=rf"start_percent {start} .*end_percent {end}.*Lower start_percent or raise"):
+        FirstBlockCache(start_percent=start, end_percent=end)
+
+
+@pytest.mark.parametrize(("before", "after"), [(3, 3), (5, 2), (0, 0)])
+def test_steps_that_contradict_each_other_are_an_error(before, after):
+    with pytest.raises(
+        ValueError, match=rf"after_step is {after} and .*before_step is {before}.*Set disable_cache_after"
+    ):
+        TaylorSeerCache(disable_cache_before_step=before, disable_cache_after_step=after)
+
+
+@pytest.mark.parametrize("strategy", all_strategies(), ids=lambda strategy: strategy.__name__)
+def test_defaults_are_good_and_explained(strategy):
+    assert not strategy().is_off
+    for setting in fields(strategy):
+        assert len(setting.metadata["help"]) > 20
+    assert strategy.title
+    assert strategy.summary.endswith(".")
+    assert strategy.source
+
+
+@pytest.mark.parametrize("strategy", all_strategies(), ids=lambda strategy: strategy.__name__)
+def test_both_ends_of_every_range_are_allowed(strategy):
+    for setting in fields(strategy):
+        for bound in (setting.metadata["minimum"], setting.metadata["maximum"]):
+            if bound is not None and setting.name not in ("start_percent", "end_percent", "disable_cache_after_step"):
+                assert getattr(strategy(**{setting.name: bound}), setting.name) == bound
+
+
+@pytest.mark.parametrize("strategy", all_strategies(), ids=lambda strategy: strategy.__name__)
+def test_settings_are_frozen(strategy):
+    with pytest.raises(AttributeError):
+        setattr(strategy(), fields(strategy)[0].name, 0)
+
+
+def test_whole_numbers_are_fine_where_numbers_are():
+    assert FirstBlockCache(residual_diff_threshold=1).residual_diff_threshold == 1
+
+
+def test_strategies_are_found_by_themselves():
+    assert {FirstBlockCache, TaylorSeerCache} <= set(all_strategies())
