@@ -49,7 +49,7 @@ def safe_weights(nodes: Sequence[float], at: float, order: int, limit: float = W
 def safe_weights_on_device(nodes: Sequence[float], at: Tensor, order: int, limit: float = WEIGHT_LIMIT) -> list[Tensor]:
     """The same for a scalar tensor, without waiting for its device: one weight for each node that may be used."""
     used = min(order + 1, len(nodes))
-    safe = torch.nn.functional.one_hot(torch.zeros((), dtype=torch.long, device=at.device), max(used, 1)).to(at)
+    safe = torch.eye(max(used, 1), dtype=at.dtype, device=at.device)[0]
     for count in range(2, used + 1):
         weights = torch.stack(newton_weights(nodes[:count], at))
         weights = torch.nn.functional.pad(weights, (0, used - count))

@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
+from math import isfinite
 from statistics import median
 from typing import Any
 
@@ -71,7 +72,7 @@ class CallRecord:
             "branches": list(self.branches),
             "action": self.action,
             "reason": self.reason,
-            "measure": self.measure,
+            "measure": self.measure if self.measure is not None and isfinite(self.measure) else None,
             "computed_share": self.computed_share,
             "seconds": self.seconds,
         }
@@ -160,12 +161,16 @@ class Report:
         if self.count("reused", "forecast"):
             text += f"; {self.computed_share:.0%} of the blocks computed"
             text += f", {self.speed_up:.2f}x" if self.speed_up else ""
-            text += f", {self.bytes_held / 2**20:.1f} MiB held"
+            text += f", {_amount(self.bytes_held)} held"
         elif all(strategy.is_off for strategy in self.strategies):
             text += "; these settings never reuse"
         elif self.calls:
             text += f"; nothing reused: {self.calls[-1].reason}"
         return text
+
+
+def _amount(count: int) -> str:
+    return f"{count / 2**20:.1f} MiB" if count >= 2**20 else f"{count / 2**10:.1f} KiB"
 
 
 def _settings(strategy: Strategy) -> dict[str, Any]:

@@ -14,6 +14,7 @@ NO_RUN = (
     "No cached sampling run made these samples. Connect a Refrain cache node between the model and the sampler, and "
     "this node's samples input to the sampler."
 )
+EARLIER = "These samples were made by an earlier prompt with the same result; this is the report of that run."
 
 
 class CacheReport(io.ComfyNode):
@@ -37,10 +38,13 @@ class CacheReport(io.ComfyNode):
     @classmethod
     def execute(cls, samples: dict[str, Any]) -> io.NodeOutput:
         run = runs.run_of(samples["samples"])
-        report = (
-            {"summary": NO_RUN}
-            if run is None
-            else {**run.report, "prompt_id": run.prompt_id, "sampler": run.sampler_id}
-        )
+        report = {"summary": NO_RUN} if run is None else _of(run)
         ui = {"refrain_report": [report], "text": [report["summary"]]}
         return io.NodeOutput(samples, json.dumps(report), ui=ui)
+
+
+def _of(run: runs.Run) -> dict[str, Any]:
+    report = {**run.report, "prompt_id": run.prompt_id, "sampler": run.sampler_id}
+    if run.prompt_id != runs.current_prompt():
+        report["notes"] = [*report["notes"], EARLIER]
+    return report

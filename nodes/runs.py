@@ -31,8 +31,8 @@ _RUNS: deque[Run] = deque(maxlen=MOST_RUNS)  # of the process, like ComfyUI's ow
 def record(report: Report, latent: Any) -> None:
     """Remember a run that just ended. Called inside the sampler node's execution."""
     context = get_executing_context()
-    prompt_id, sampler_id = (context.prompt_id, context.node_id) if context else (None, None)
-    _RUNS.append(Run(prompt_id, sampler_id, fingerprint(latent), report.as_dict()))
+    sampler_id = context.node_id if context else None
+    _RUNS.append(Run(current_prompt(), sampler_id, fingerprint(latent), report.as_dict()))
 
 
 def run_of(latent: Any) -> Run | None:
@@ -41,9 +41,14 @@ def run_of(latent: Any) -> Run | None:
     for run in reversed(_RUNS):
         if run.latent == wanted:
             return run
-    context = get_executing_context()
-    prompt_id = context.prompt_id if context else None
+    prompt_id = current_prompt()
     return next((run for run in reversed(_RUNS) if prompt_id is not None and run.prompt_id == prompt_id), None)
+
+
+def current_prompt() -> str | None:
+    """The prompt that is executing."""
+    context = get_executing_context()
+    return context.prompt_id if context else None
 
 
 def fingerprint(latent: Any) -> str:

@@ -7,7 +7,7 @@ from math import sqrt
 
 from torch import Tensor
 
-from ..features import relative_change
+from ..features import relative_change, thinned
 from ..forecast import History, safe_weights, safe_weights_on_device
 from ..strategy import COMPUTE, FIRST_BLOCK, Around, Call, Strategy, setting
 
@@ -16,7 +16,7 @@ from ..strategy import COMPUTE, FIRST_BLOCK, Around, Call, Strategy, setting
 class FirstBlockState:
     """What one branch remembers of its last computed calls."""
 
-    first: History  # residuals of the first block, main stream: (rows, tokens, channels)
+    first: History  # residuals of the first block, main stream, about a thousand tokens: (rows, tokens, channels)
     rest: History  # what the other blocks added
     hits: int = 0  # reused calls since the last computed one
 
@@ -91,6 +91,7 @@ class FirstBlockCache(Strategy):
 
     def around(self, call: Call, state: FirstBlockState) -> Around:
         (residual,) = yield FIRST_BLOCK
+        residual = thinned(residual)
         if call.may_reuse and self._is_as_expected(call, residual, state):
             weights = safe_weights(state.rest.nodes, call.step.time, self.max_order)
             call.order = len(weights) - 1

@@ -3,6 +3,7 @@
 import copy
 import gc
 import weakref
+from functools import cache
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from toy import (
     Toy,
     differing,
     first_latent,
+    reference,
     relative_error,
     side_by_side,
     sigmas_of,
@@ -51,6 +53,13 @@ def in_words(strategy):
     return "-".join([type(strategy).__name__, *changed])
 
 
+@cache
+def sampled(strategy, layout="joined"):
+    """One run of a new toy, shared by the tests that only look at it."""
+    sampling = Sampling(Toy(), (strategy,), layout=layout)
+    return sampling, sampling.sample(first_latent())
+
+
 every_strategy = pytest.mark.parametrize("strategy", ON, ids=in_words)
 
 
@@ -63,7 +72,7 @@ def test_every_strategy_of_the_package_is_tested_here(kind):
 @pytest.mark.parametrize("strategy", OFF, ids=in_words)
 def test_off_is_off(toy, strategy):
     sampling = Sampling(toy, (strategy,))
-    assert torch.equal(sampling.sample(first_latent()), uncached(Toy(), first_latent()))
+    assert torch.equal(sampling.sample(first_latent()), reference())
     assert toy.runs_of("block") == 12 * 5
     assert not sampling.run.strategies
     assert not sampling.run.memories
@@ -78,20 +87,18 @@ def test_off_installs_nothing(toy, strategy):
 
 
 @every_strategy
-def test_it_reuses(toy, strategy):
-    sampling = Sampling(toy, (strategy,))
-    latent = sampling.sample(first_latent())
-    assert toy.runs_of(strategy.level) < 0.8 * 12 * len(toy.units(strategy.level))
-    assert relative_error(latent, uncached(Toy(), first_latent())) < 0.05  # doing nothing at all is off by 0.7
+def test_it_reuses(strategy):
+    sampling, latent = sampled(strategy)
+    assert sampling.toy.runs_of(strategy.level) < 0.8 * 12 * len(sampling.toy.units(strategy.level))
+    assert relative_error(latent, reference()) < 0.05  # doing nothing at all is off by 0.7
 
 
 @every_strategy
 @pytest.mark.parametrize("layout", ["joined", "separate", "alternating"])
-def test_the_report_counts_what_ran(toy, strategy, layout):
-    sampling = Sampling(toy, (strategy,), layout=layout)
-    sampling.sample(first_latent())
-    possible = len(sampling.report.calls) * len(toy.units(strategy.level))
-    assert sampling.report.computed_share * possible == pytest.approx(toy.runs_of(strategy.level))
+def test_the_report_counts_what_ran(strategy, layout):
+    sampling, _ = sampled(strategy, layout)
+    possible = len(sampling.report.calls) * len(sampling.toy.units(strategy.level))
+    assert sampling.report.computed_share * possible == pytest.approx(sampling.toy.runs_of(strategy.level))
     assert sampling.report.count("reused", "forecast") > 0
 
 
@@ -109,11 +116,10 @@ def test_a_call_is_computed_when_all_of_it_ran_and_reused_when_some_did_not(toy,
 @every_strategy
 @pytest.mark.parametrize("layout", ["separate", "alternating"])
 def test_split_and_joined_branches_agree(strategy, layout):
-    joined, other = Sampling(Toy(), (strategy,)), Sampling(Toy(), (strategy,), layout=layout)
-    result = joined.sample(first_latent())
+    (joined, result), (other, apart) = sampled(strategy), sampled(strategy, layout)
     half = strategy.taylor_factors_dtype if isinstance(strategy, TaylorSeerCache) else None
     tolerance = 2e-3 if half else 1e-5  # float32 sums of other batch sizes; what is stored in bfloat16 may round apart
-    torch.testing.assert_close(other.sample(first_latent()), result, rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(apart, result, rtol=tolerance, atol=tolerance)
     if (
         layout == "separate" or strategy.level == "output"
     ):  # learning the blocks splits or joins, and is computed anyway
@@ -134,10 +140,12 @@ def test_contexts_do_not_mix(toy, strategy, layout):
 
 
 @every_strategy
-def test_a_run_after_another_is_like_the_first(toy, strategy):
-    first, second = Sampling(toy, (strategy,)), Sampling(toy, (strategy,))
-    assert torch.equal(first.sample(first_latent()), second.sample(first_latent()))
-    assert [call.action for call in first.report.calls] == [call.action for call in second.report.calls]
+def test_a_run_after_another_is_like_the_first(strategy):
+    first, latent = sampled(strategy)
+    second = Sampling(first.toy, (strategy,))
+    assert torch.equal(second.sample(first_latent()), latent)
+    assert [call.action for call in second.report.calls] == [call.action for call in first.report.calls]
+    first.toy.__dict__.update(Toy().__dict__)
 
 
 @every_strategy
@@ -145,7 +153,7 @@ def test_nothing_stays_on_the_model(toy, strategy):
     before = [set(vars(module)) for module in toy.modules()]
     Sampling(toy, (strategy,)).sample(first_latent())
     assert [set(vars(module)) for module in toy.modules()] == before
-    assert torch.equal(uncached(toy, first_latent()), uncached(Toy(), first_latent()))
+    assert torch.equal(uncached(toy, first_latent()), reference())
 
 
 @every_strategy
@@ -179,7 +187,7 @@ def test_bfloat16_stays_bfloat16_and_reuses(toy, strategy):
     latent = sampling.sample(first_latent().bfloat16())
     assert latent.dtype is torch.bfloat16
     assert sampling.report.count("reused", "forecast") > 0
-    exact = uncached(Toy(), first_latent())
+    exact = reference()
     assert relative_error(latent.float(), exact) < 0.06  # bfloat16 alone is off by about 0.01
 
 

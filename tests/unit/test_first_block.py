@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from torch import nn
-from toy import POSITIVE, C, Sampling, Toy, first_latent, relative_error, sigmas_of, uncached
+from toy import POSITIVE, C, Sampling, Toy, first_latent, reference, relative_error, sigmas_of, uncached
 
 from cache_core.features import relative_change
 from cache_core.strategies.first_block import FirstBlockCache
@@ -42,7 +42,7 @@ def test_the_first_block_always_runs_and_the_others_only_when_computed(toy):
 
 
 def test_a_straight_line_is_closer_than_plain_reuse():
-    exact, errors = uncached(Toy(), first_latent()), []
+    exact, errors = reference(), []
     for max_order in (0, 1):
         strategy = FirstBlockCache(residual_diff_threshold=1.0, max_order=max_order, max_consecutive_cache_hits=2)
         sampling = Sampling(Toy(), (strategy,))

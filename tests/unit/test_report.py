@@ -63,6 +63,7 @@ def test_the_measure_told_is_the_one_compared_with_the_threshold(toy, shift):
     told = [call for call in sampling.report.calls if call.measure is not None]
     assert {call.action == "computed" for call in told} == {True, False}
     assert all((0 < call.measure < 0.1) == (call.action != "computed") for call in told)
+    assert all(call.reason.startswith(f"change {call.measure:.3g}") for call in told)
 
 
 def test_every_call_has_a_reason(sampled):

@@ -14,6 +14,7 @@ from toy import (
     Toy,
     alive,
     first_latent,
+    reference,
     relative_error,
     sigmas_of,
     tensors_in,
@@ -51,7 +52,7 @@ def test_an_exception_in_a_block_leaves_no_trace_on_the_model(toy, level, failin
         sampling.call_on(first_latent(), failing_evaluation)
     toy.fails_in_block_three = False
     assert [vars(module).keys() for module in toy.modules()] == [known.keys() for known in before]
-    assert torch.equal(uncached(toy, first_latent()), uncached(Toy(), first_latent()))
+    assert torch.equal(uncached(toy, first_latent()), reference())
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -132,7 +133,7 @@ def test_the_report_knows_the_bytes_held(toy):
 
 
 def test_an_empty_list_of_strategies_is_the_model_itself(toy):
-    assert torch.equal(Sampling(toy, ()).sample(first_latent()), uncached(Toy(), first_latent()))
+    assert torch.equal(Sampling(toy, ()).sample(first_latent()), reference())
 
 
 def test_two_runs_on_one_model_do_not_meet(toy):
@@ -160,7 +161,7 @@ def test_strategies_of_two_levels_work_together(toy):
     strategies = (FirstBlockCache(), TaylorSeerCache(cache_level="module"))
     sampling = Sampling(toy, strategies)
     result = sampling.sample(first_latent())
-    assert relative_error(result, uncached(Toy(), first_latent())) < 0.05
+    assert relative_error(result, reference()) < 0.05
     assert toy.runs_of("block") < 12 * 5
     assert toy.runs_of("module") < toy.double_blocks[0].runs * 14
 
@@ -217,4 +218,4 @@ def test_inference_mode_is_no_trouble(toy):
     with torch.inference_mode():
         result = sampling.sample(first_latent())
     assert sampling.report.count("forecast", "reused") > 0
-    assert relative_error(result, uncached(Toy(), first_latent())) < 0.05
+    assert relative_error(result, reference()) < 0.05

@@ -21,7 +21,7 @@ def control_signal():
 
 
 def replay(toy, strategy, **settings):
-    """Learn, compute, reuse, with the same inputs: the output computed, the one reused, and how many blocks ran for it."""
+    """Learn, compute, reuse with the same inputs: the output computed, the one reused, how many blocks ran for it."""
     toy.embed_sigma.weight.zero_()  # the steps differ for the strategy, not for the model
     sampling = Sampling(toy, (strategy,), sigmas_of(8), **settings)
     latents = dict.fromkeys(sampling.branches, first_latent())
