@@ -15,7 +15,9 @@ RESERVE = 2 * 2**30  # bytes left to CUDA itself, cuBLAS workspaces and fragment
 
 def _register(name: str, folder: Path) -> None:
     """Make one package importable; the repository itself must stay off sys.path: its `nodes` would hide ComfyUI's."""
-    spec = importlib.util.spec_from_file_location(name, folder / "__init__.py", submodule_search_locations=[str(folder)])
+    spec = importlib.util.spec_from_file_location(
+        name, folder / "__init__.py", submodule_search_locations=[str(folder)]
+    )
     sys.modules[name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(sys.modules[name])
 
@@ -27,7 +29,7 @@ def start_comfyui(device: str) -> None:
 
     found = find_comfyui()
     if found is None:
-        raise SystemExit("No ComfyUI found. Set COMFYUI_PATH to its folder and COMFYUI_PYTHON to the Python that runs it.")
+        raise SystemExit("No ComfyUI found. Set COMFYUI_PATH to its folder and COMFYUI_PYTHON to its Python.")
     sys.path.insert(0, str(found[0]))
     try:
         from comfy.cli_args import args
@@ -93,30 +95,31 @@ TINY = {  # the same code paths in a second or two; the times mean nothing
 }
 
 
-def load(shape: Shape, device: str) -> Any:
+def load(shape: Shape, device: str) -> tuple[Any, Shape]:
     """A ModelPatcher whose weights were made on the device, with as many blocks as fit there, and the shape it has.
 
-    Matrices are normal with a variance of 1 / inputs and norms are 1, so that what a block is given and what it adds are
-    of one size: no overflow in any dtype, and features that change from step to step.
+    Matrices are normal with a variance of 1 / inputs and norms are 1, so that what a block is given and what it adds
+    are of one size: no overflow in any dtype, and features that change from step to step.
     """
+    import comfy.model_management
     import comfy.model_patcher
     import torch
 
+    home = comfy.model_management.get_torch_device()
     dtype = torch.float32 if device == "cpu" else getattr(torch, shape.dtype)
     if device != "cpu":
         shape = _fitting(shape, dtype, torch.cuda.mem_get_info()[0])
-    model = _build(shape, dtype, device)
-    generator = torch.Generator(device).manual_seed(0)
+    model = _build(shape, dtype, home)
+    generator = torch.Generator(home).manual_seed(0)
     for name, parameter in model.diffusion_model.named_parameters():
         if parameter.ndim > 1:
             parameter.normal_(0, parameter[0].numel() ** -0.5, generator=generator)
         else:
             parameter.fill_(0.0 if name.endswith("bias") else 1.0)
-    home = torch.device(device)
     return comfy.model_patcher.ModelPatcher(model, load_device=home, offload_device=home), shape
 
 
-def _build(shape: Shape, dtype: Any, device: str) -> Any:
+def _build(shape: Shape, dtype: Any, device: Any) -> Any:
     import comfy.supported_models
 
     config = getattr(comfy.supported_models, shape.config)(dict(shape.unet))

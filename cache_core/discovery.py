@@ -10,36 +10,37 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .features import Structure, is_feature, leaves_of, taken_apart
+from .features import Path, Structure, at_path, is_feature, taken_apart, tensors_in
 from .hooks import Around, HookRegistry
 
 SMALLEST_SHARE = (
     0.08  # of the parameters in all chains: refiners and heads below it always run, they cost next to nothing
 )
 
+FEWEST_TOKENS = 0.25  # of the longest chain's: a text refiner says little about the picture and must not lead
+
 
 @dataclass(frozen=True)
 class Wiring:
     """Where one block takes the streams from and where it gives them."""
 
-    takes: tuple[int, ...]  # leaf of (args, kwargs) that holds each stream
-    gives: tuple[int | None, ...]  # leaf of the return value that holds it; None where it ends here
+    takes: tuple[Path, ...]  # to each stream in (args, kwargs)
+    gives: tuple[Path | None, ...]  # to it in the return value; None where it ends here
+    order: tuple[Path, ...]  # in which the return value holds them
     returns: Structure
 
     def streams_in(self, args: tuple, kwargs: dict) -> list[Tensor]:
         """The streams as the block is given them."""
-        leaves = leaves_of((args, kwargs))
-        return [leaves[leaf] for leaf in self.takes]
+        return [at_path((args, kwargs), path) for path in self.takes]
 
     def streams_out(self, output: Any) -> list[Tensor | None]:
         """The streams as the block returned them; None for one that ends in it."""
-        leaves = leaves_of(output)
-        return [None if leaf is None else leaves[leaf] for leaf in self.gives]
+        return [None if path is None else at_path(output, path) for path in self.gives]
 
     def returned(self, streams: list[Tensor]) -> Any:
         """What the block would return if it left the streams at these values."""
-        given = {leaf: stream for leaf, stream in zip(self.gives, streams) if leaf is not None}
-        return self.returns.filled_with([given[leaf] for leaf in sorted(given)])
+        given = dict(zip(self.gives, streams))
+        return self.returns.filled_with([given[path] for path in self.order])
 
 
 @dataclass(frozen=True)
@@ -51,11 +52,12 @@ class Chain:
     names: tuple[str, ...]
     wirings: tuple[Wiring, ...]
     main: int  # the stream with the most elements: the image's
+    main_size: int  # its elements in the call that was learned from
 
     @property
     def ends(self) -> tuple[int, ...]:
         """The streams that leave the chain."""
-        return tuple(stream for stream, leaf in enumerate(self.wirings[-1].gives) if leaf is not None)
+        return tuple(stream for stream, path in enumerate(self.wirings[-1].gives) if path is not None)
 
 
 @dataclass(frozen=True)
@@ -80,11 +82,15 @@ class _Ran:
     index: int
     began: int
     inside: str | None  # the candidate list whose block was running
-    took: dict[int, torch.Size]  # shapes of the tensors among the leaves of its inputs
-    links: list[tuple[int, int]] = field(default_factory=list)  # (leaf the block before gave, leaf of our inputs)
-    gave: dict[int, Tensor] = field(default_factory=dict)  # dropped once the next block has run
-    sizes: dict[int, torch.Size] = field(default_factory=dict)
+    took: dict[Path, Tensor]  # dropped once the next block has run, but for their kind
+    links: list[tuple[Path, Path]] = field(default_factory=list)  # (where the block before gave it, where we took it)
+    gave: dict[Path, Tensor] = field(default_factory=dict)  # dropped likewise
+    kinds_taken: dict[Path, Kind] = field(default_factory=dict)
+    kinds_given: dict[Path, Kind] = field(default_factory=dict)
     returns: Structure | None = None
+
+
+Kind = tuple[torch.Size, torch.dtype]
 
 
 class Lesson:
@@ -113,27 +119,35 @@ class Lesson:
                 chains.append(chain)
             elif self.runs[name]:
                 notes.append(f"{name} always runs: {chain}")
-        sizes = {chain.name: sum(weights_in(block) for block in chain.blocks) for chain in chains}
-        large = tuple(chain for chain in chains if sizes[chain.name] >= SMALLEST_SHARE * sum(sizes.values()))
-        notes += [f"{chain.name} always runs: it is small" for chain in chains if chain not in large]
-        return BlockPlan(large, tuple(notes))
+        weights = {chain.name: sum(weights_in(block) for block in chain.blocks) for chain in chains}
+        most = max((chain.main_size for chain in chains), default=0)
+        kept = []
+        for chain in chains:
+            if weights[chain.name] < SMALLEST_SHARE * sum(weights.values()):
+                notes.append(f"{chain.name} always runs: it is small")
+            elif chain.main_size < FEWEST_TOKENS * most:
+                notes.append(f"{chain.name} always runs: it works on few tokens, a text's probably")
+            else:
+                kept.append(chain)
+        return BlockPlan(tuple(kept), tuple(notes))
 
     def _watch(self, name: str, index: int) -> Around:
         def watch(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-            leaves = _tensors_among(leaves_of((args, kwargs)))
-            ran = _Ran(index, self._clock, self._running[-1] if self._running else None, _shapes(leaves))
+            before = self.runs[name][-1] if self.runs[name] else None
+            ran = _Ran(index, self._clock, self._running[-1] if self._running else None, tensors_in((args, kwargs)))
             self._clock += 1
-            if self.runs[name]:
-                ran.links = _links(self.runs[name][-1].gave, leaves)
+            ran.kinds_taken = _kinds(ran.took)
+            if before is not None:
+                ran.links = _links(before, ran.took)
             self._running.append(name)
             try:
                 output = forward(*args, **kwargs)
             finally:
                 self._running.pop()
-            if self.runs[name]:
-                self.runs[name][-1].gave = {}
-            ran.gave, ran.returns = _tensors_among(leaves_of(output)), taken_apart(output)[1]
-            ran.sizes = _shapes(ran.gave)
+            if before is not None:
+                before.took, before.gave = {}, {}
+            ran.gave, ran.returns = tensors_in(output), taken_apart(output)[1]
+            ran.kinds_given = _kinds(ran.gave)
             self.runs[name].append(ran)
             return output
 
@@ -148,43 +162,53 @@ class Lesson:
             return "it runs inside another block"
         votes = Counter(link for ran in runs[1:] for link in ran.links)
         streams = sorted(
-            (gives, takes)
-            for (gives, takes), count in votes.items()
-            if 2 * count >= len(runs) - 1 and all(takes in ran.took for ran in runs)
+            (link for link, count in votes.items() if 2 * count >= len(runs) - 1),
+            key=lambda link: [str(key) for key in link[0]],
         )
+        streams = [(gives, takes) for gives, takes in streams if all(takes in ran.kinds_taken for ran in runs)]
         if not streams or len({takes for _, takes in streams}) < len(streams):
             return "its blocks do not feed each other"
-        if any(ran.sizes.get(gives, ran.took[takes]) != ran.took[takes] for ran in runs for gives, takes in streams):
-            return "its blocks change the shape of what they pass on"
-        if any(set(ran.sizes) - {gives for gives, _ in streams} for ran in runs):
+        kinds = [(ran.kinds_taken[takes], ran.kinds_given.get(gives)) for ran in runs for gives, takes in streams]
+        if any(given not in (None, taken) for taken, given in kinds):
+            return "its blocks change the shape or the type of what they pass on"
+        passed_on = {gives for gives, _ in streams}
+        if any(set(ran.kinds_given) - passed_on or ran.returns.has_other_tensors for ran in runs):
             return "its blocks return more than they pass on"
+        if any(len(ran.kinds_given) != ran.returns.feature_count for ran in runs):
+            return "its blocks return something that can't be read"
         wirings = tuple(
             Wiring(
                 takes=tuple(takes for _, takes in streams),
-                gives=tuple(gives if gives in ran.sizes else None for gives, _ in streams),
+                gives=tuple(gives if gives in ran.kinds_given else None for gives, _ in streams),
+                order=tuple(ran.kinds_given),
                 returns=ran.returns,
             )
             for ran in runs
         )
-        main = max(range(len(streams)), key=lambda stream: runs[0].took[streams[stream][1]].numel())
-        return Chain(name, tuple(blocks.values()), tuple(f"{name}.{key}" for key in blocks), wirings, main)
+        sizes = [runs[0].kinds_taken[takes][0].numel() for _, takes in streams]
+        main = max(range(len(streams)), key=sizes.__getitem__)
+        return Chain(name, tuple(blocks.values()), tuple(f"{name}.{key}" for key in blocks), wirings, main, sizes[main])
 
 
-def _tensors_among(leaves: list[Any]) -> dict[int, Tensor]:
-    return {index: leaf for index, leaf in enumerate(leaves) if is_feature(leaf)}
+def _kinds(tensors: dict[Path, Tensor]) -> dict[Path, Kind]:
+    return {path: (tensor.shape, tensor.dtype) for path, tensor in tensors.items() if is_feature(tensor)}
 
 
-def _shapes(tensors: dict[int, Tensor]) -> dict[int, torch.Size]:
-    return {leaf: tensor.shape for leaf, tensor in tensors.items()}
+def _links(before: _Ran, taken: dict[Path, Tensor]) -> list[tuple[Path, Path]]:
+    """Which input each tensor given by the block before arrives at: the same object, else the only one alike.
 
-
-def _links(given: dict[int, Tensor], taken: dict[int, Tensor]) -> list[tuple[int, int]]:
-    """Which input leaf each tensor given by the block before arrives at: the same object, else the only one alike."""
-    links: list[tuple[int, int]] = []
-    for gives, tensor in given.items():
-        free = [leaf for leaf in taken if leaf not in {arrived for _, arrived in links}]
-        same = [leaf for leaf in free if taken[leaf] is tensor]
-        alike = [leaf for leaf in free if taken[leaf].shape == tensor.shape and taken[leaf].dtype == tensor.dtype]
+    What the block before took too has not come from it.
+    """
+    links: list[tuple[Path, Path]] = []
+    old = {id(tensor) for tensor in before.took.values()} - {id(tensor) for tensor in before.gave.values()}
+    for gives, tensor in before.gave.items():
+        free = [path for path in taken if is_feature(taken[path]) and path not in {arrived for _, arrived in links}]
+        same = [path for path in free if taken[path] is tensor]
+        alike = [
+            path
+            for path in free
+            if (taken[path].shape, taken[path].dtype) == (tensor.shape, tensor.dtype) and id(taken[path]) not in old
+        ]
         if same or len(alike) == 1:
             links.append((gives, (same or alike)[0]))
     return links

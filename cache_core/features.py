@@ -11,6 +11,8 @@ from torch import Tensor
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 Features = tuple[Tensor, ...]
+Path = tuple[Any, ...]
+Layout = tuple[tuple[int, ...], ...]
 ENOUGH_TOKENS = 1024  # times channels: a mean of millions of values
 
 
@@ -27,13 +29,41 @@ class Structure:
         leaves = [next(tensors) if constant is _TENSOR else constant for constant in self.constants]
         return tree_unflatten(leaves, self.spec)
 
+    @property
+    def feature_count(self) -> int:
+        """How many features it takes."""
+        return sum(constant is _TENSOR for constant in self.constants)
+
+    @property
+    def has_other_tensors(self) -> bool:
+        """Whether there are tensors that are not features, a mask say: what they hold belongs to one call."""
+        return any(isinstance(constant, Tensor) for constant in self.constants)
+
 
 _TENSOR = object()
 
 
-def leaves_of(value: Any) -> list[Any]:
-    """All leaves of nested tuples, lists and dicts, in order."""
-    return tree_flatten(value)[0]
+def tensors_in(value: Any, path: Path = ()) -> dict[Path, Tensor]:
+    """All tensors of nested tuples and lists, and of dicts of arguments, by the way to them.
+
+    Not those inside a dict that is an argument itself, such as ComfyUI's transformer options: nothing flows there.
+    """
+    if isinstance(value, Tensor):
+        return {path: value}
+    if isinstance(value, (tuple, list)):
+        items = enumerate(value)
+    elif isinstance(value, dict) and len(path) <= 1:
+        items = value.items()
+    else:
+        return {}
+    return {way: tensor for key, item in items for way, tensor in tensors_in(item, (*path, key)).items()}
+
+
+def at_path(value: Any, path: Path) -> Any:
+    """The item that `tensors_in` found there. Raises LookupError or TypeError where there is none."""
+    for key in path:
+        value = value[key]
+    return value
 
 
 def is_feature(leaf: Any) -> bool:
@@ -56,6 +86,16 @@ def copied(features: Sequence[Tensor]) -> Features:
 def same_layout(some: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
     """Whether both have the same number of tensors, of the same shapes."""
     return [tensor.shape for tensor in some] == [tensor.shape for tensor in others]
+
+
+def rows_layout(tensors: Sequence[Tensor], branches: int) -> Layout:
+    """Shapes of one branch's share of these tensors; whole shapes where the first axis does not divide."""
+    return tuple(
+        (tensor.shape[0] // branches, *tensor.shape[1:])
+        if tensor.ndim and tensor.shape[0] % branches == 0
+        else (branches, *tensor.shape)
+        for tensor in tensors
+    )
 
 
 def split_rows(features: Sequence[Tensor], branches: int) -> list[Features] | None:
@@ -90,6 +130,18 @@ def relative_change(now: Tensor, before: Tensor) -> Tensor:
     axes = tuple(range(1, now.ndim)) if now.ndim > 2 else tuple(range(now.ndim))
     change = (now - before).abs().mean(axes, dtype=torch.float32)
     return (change / before.abs().mean(axes, dtype=torch.float32)).max()
+
+
+def relative_error(some: Any, reference: Any) -> float:
+    """|some - reference| / |reference| over all features of two outputs alike. Waits for the device.
+
+    NaN counts as infinite.
+    """
+    pairs = list(zip(taken_apart(some)[0], taken_apart(reference)[0], strict=True))
+    difference = sum((a.float() - b.float()).square().sum() for a, b in pairs)
+    size = sum(b.float().square().sum() for _, b in pairs)
+    error = float(torch.as_tensor(difference / size).sqrt())
+    return error if error == error else float("inf")
 
 
 def bytes_held(state: Any) -> int:

@@ -31,6 +31,10 @@ class HookRegistry:
         """Run `around(forward, *args, **kwargs)` in place of the module's forward."""
         self._hooks.append((module, around))
 
+    def extend(self, other: HookRegistry) -> None:
+        """Add all functions of another registry."""
+        self._hooks.extend(other._hooks)
+
     def __enter__(self) -> HookRegistry:
         try:
             for module, around in self._hooks:

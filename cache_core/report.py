@@ -127,6 +127,7 @@ class Report:
 
     def as_dict(self) -> dict[str, Any]:
         """Everything, ready for JSON."""
+        self.close()
         branches = sorted({branch for call in self.calls for branch in call.branches})
         actions = ("computed", "reused", "forecast")
         return {
@@ -165,7 +166,7 @@ class Report:
         elif all(strategy.is_off for strategy in self.strategies):
             text += "; these settings never reuse"
         elif self.calls:
-            text += f"; nothing reused: {self.calls[-1].reason}"
+            text += f"; nothing reused: {self.calls[-1].reason or '; '.join(self.notes)}"
         return text
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -12,14 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from .discovery import BlockPlan, Lesson
-from .features import Structure, bytes_held
+from .features import Layout, Structure, bytes_held, relative_error
 from .hooks import HookRegistry
 from .report import CallRecord, Report, Stopwatch
-from .sites import BlockStack, Branches, at_module
+from .sites import BlockStack, Branches, Rehearsal, at_module
 from .step import Schedule, Step
 from .strategy import Site, Strategy
 
-logger = logging.getLogger(__name__)
+MOST_REHEARSAL_ERROR = 0.01  # of the output's norm: a plan read right gives 0 but for kernels that vary
 
 
 @dataclass
@@ -27,7 +26,8 @@ class Memory:
     """What one branch keeps at one site."""
 
     state: Any
-    is_filled: bool = False  # whether a computed call has been kept
+    layout: Layout | None = None  # shapes of the inputs of the call that was kept last; None before the first
+    structure: Structure | None = None  # what its output held besides tensors, at a module
 
 
 @dataclass
@@ -37,7 +37,7 @@ class Evaluation:
     seen: dict[Hashable, int] = field(default_factory=dict)  # how often each context was called
     measures: dict[tuple[int, Site], float] = field(default_factory=dict)  # taken by the first branch, for all
     is_learning: bool = False  # the block plan is being learned: nothing is cached
-    must_compute: bool = False  # a branch with nothing to reuse was called: the others compute with it
+    must_compute: set[int] = field(default_factory=set)  # strategies one of whose branches has nothing to reuse
 
 
 class CacheRun:
@@ -54,9 +54,9 @@ class CacheRun:
         self.report = Report(strategies=tuple(strategies), steps=schedule.count)
         self.evaluation = Evaluation()
         self.memories: dict[tuple[Hashable, int, Site], Memory] = {}
-        self.structures: dict[tuple[int, Site], Structure] = {}
-        self._plans: dict[int, BlockPlan] = {}
-        self._places: dict[tuple[int, int], dict[str, nn.Module]] = {}
+        self._plans: dict[nn.Module, BlockPlan] = {}
+        self.rehearsed: set[nn.Module] = set()  # models whose plan was seen to be right
+        self._places: dict[tuple[int, nn.Module], dict[str, nn.Module]] = {}
 
     def begin_evaluation(self) -> None:
         """The sampler asks for the noise prediction once more."""
@@ -88,24 +88,34 @@ class CacheRun:
     def free(self) -> None:
         """Drop everything kept. The report stays."""
         self.memories.clear()
-        self.structures.clear()
         self._plans.clear()
+        self.rehearsed.clear()
         self._places.clear()
         self.begin_evaluation()
 
     def plan_of(self, model: nn.Module) -> BlockPlan:
         """The model's chains of blocks, as far as they are known."""
-        return self._plans.get(id(model), BlockPlan())
+        return self._plans.get(model, BlockPlan())
+
+    def refuse_plan(self, model: nn.Module, why: str) -> None:
+        """The chains of this model were misread: it has none from here on."""
+        self._plans[model] = BlockPlan()
+        self._places.clear()
+        self.report.note(f"the model's blocks could not be read ({why}), so they always run")
 
     def places(self, number: int, model: nn.Module) -> dict[str, nn.Module]:
         """The modules at which strategy `number` steps in on its own, by name: blocks, or modules inside them."""
-        if (number, id(model)) not in self._places:
+        if (number, model) not in self._places:
             strategy, plan = self.strategies[number], self.plan_of(model)
             places = {name: block for chain in plan.chains for name, block in zip(chain.names, chain.blocks)}
             if strategy.level == "module":
-                places = _modules_inside(places, strategy.matches)
-            self._places[number, id(model)] = places
-        return self._places[number, id(model)]
+                places = _modules_inside(places, strategy)
+            if not places:
+                self.report.note(
+                    f"no chain of blocks was found in this model, so level {strategy.level} has nothing to cache"
+                )
+            self._places[number, model] = places
+        return self._places[number, model]
 
     def _own_contexts(self, contexts: Sequence[Hashable]) -> tuple[Hashable, ...]:
         """Apart from other calls of the same branch in this evaluation, such as a guidance's second look."""
@@ -117,21 +127,41 @@ class CacheRun:
         return tuple(own)
 
     def _is_learning(self, model: nn.Module) -> bool:
-        if any(strategy.level != "output" for strategy in self.strategies) and id(model) not in self._plans:
+        if any(strategy.level != "output" for strategy in self.strategies) and model not in self._plans:
             self.evaluation.is_learning = True
         return self.evaluation.is_learning
 
     def _learn(self, model: nn.Module, forward: Callable[[], Any]) -> Any:
-        if id(model) in self._plans:
+        if model in self._plans:
             return forward()
         lesson = Lesson(model)
         with lesson.watching():
             output = forward()
-        plan = self._plans[id(model)] = lesson.plan()
+        plan = self._plans[model] = lesson.plan()
         self.report.blocks = str(plan)
         for note in plan.notes:
             self.report.note(note)
         return output
+
+
+class SigmaReading:
+    """A sigma on the device, and its value once that has been read."""
+
+    def __init__(self, sigma: Tensor) -> None:
+        self.tensor = sigma.detach().to(torch.float32).max()
+        self._value: float | None = None
+
+    @property
+    def value(self) -> float:
+        """Waits for the device the first time."""
+        if self._value is None:
+            self._value = self.tensor.item()
+        return self._value
+
+    def read_with(self, other: Tensor) -> float:
+        """Another number's value; the sigma is read in the same transfer."""
+        value, self._value = torch.stack((other.to(self.tensor), self.tensor)).tolist()
+        return value
 
 
 class ModelCall:
@@ -140,7 +170,7 @@ class ModelCall:
     def __init__(self, run: CacheRun, model: nn.Module, sigma: Tensor, contexts: tuple[Hashable, ...]) -> None:
         self.run, self.model, self.contexts = run, model, contexts
         self.plan = run.plan_of(model)
-        self._sigma: Tensor | float = sigma
+        self._sigma = SigmaReading(sigma)
         self._turns: dict[tuple[int, str], int] = {}
         self.visits: list[Visit] = []
         self.kept_something = False
@@ -148,41 +178,74 @@ class ModelCall:
     @property
     def step(self) -> Step:
         """Where in the schedule this call is. Waits for the device the first time."""
-        if isinstance(self._sigma, Tensor):
-            self._sigma = float(self._sigma.max())
-        return self.run.schedule.step_at(self._sigma)
+        return self.run.schedule.step_at(self._sigma.value)
 
     def measured(self, number: int, site: Site, measure: Callable[[Tensor], Tensor]) -> float:
         """The evaluation's measure at this site, read together with the sigma so that the device is waited for once."""
         measures = self.run.evaluation.measures
         if (number, site) not in measures:
-            sigma = torch.as_tensor(self._sigma, dtype=torch.float32).max()
-            value = measure(self.run.schedule.time_of(sigma))
-            measures[number, site], self._sigma = torch.stack((value.to(sigma), sigma)).tolist()
+            value = measure(self.run.schedule.time_of(self._sigma.tensor))
+            measures[number, site] = self._sigma.read_with(value)
         return measures[number, site]
 
     def through(self, forward: Callable[[], Any]) -> Any:
         """Run the model's own forward with every strategy stepping in where it belongs."""
         hooks, stacks = HookRegistry(), []
+        rehearses = self.model not in self.run.rehearsed
         for number, strategy in enumerate(self.run.strategies):
             if strategy.level == "model" and self.plan.chains:
-                stacks.append(stack := BlockStack(self.visit(number, Site("model", "")), self.plan))
-                for chain, members in enumerate(self.plan.chains):
-                    for index, block in enumerate(members.blocks):
-                        hooks.add(block, _handing_over(partial(stack.block, chain, index)))
+                stacks.append(stack := BlockStack(self.visit(number, Site("model", "")), self.plan, rehearses))
+                hooks.extend(self._along(stack))
             elif strategy.level in ("output", "model"):
                 hooks.add(self.model, self._at(number, Site("output", "")))
             else:
                 for name, module in self.run.places(number, self.model).items():
                     hooks.add(module, self._at(number, Site(strategy.level, name)))
+        returned: list[Any] = []
+        if stacks and stacks[0].given is not None:
+            hooks.add(self.model, _noting_returns(returned))
         with hooks:
             output = forward()
-        incomplete = [stack for stack in stacks if not stack.end() and stack.answers is not None]
-        if incomplete:
-            self.visits = []
-            self.run.report.note("the model did not run its blocks as learned; such calls are computed again, in full")
-            return forward()
+        for stack in stacks:
+            complete = stack.end()
+            if not complete and stack.answers is not None:
+                self._forget()
+                self.run.report.note("the model did not run its blocks as learned; such calls are computed again")
+                return forward()
+            if complete and stack.given is not None and self.kept_something:
+                self._rehearse(stack, forward, returned[0])
         return output
+
+    def _rehearse(self, stack: BlockStack, forward: Callable[[], Any], computed: Any) -> None:
+        """Once a run: leave out the blocks that were just computed, and see whether the model returns the same.
+
+        A plan that was misread would make every reused call a wrong picture. Costs embedding, head and what else of the
+        model always runs, and waits for the device.
+        """
+        returned: list[Any] = []
+        hooks = self._along(Rehearsal(self.plan, stack.given))
+        hooks.add(self.model, _noting_returns(returned))
+        with hooks:
+            forward()
+        error = relative_error(returned[0], computed)
+        if error <= MOST_REHEARSAL_ERROR:
+            self.run.rehearsed.add(self.model)
+            return
+        self.run.refuse_plan(self.model, f"leaving them out changed the output by {error:.1%}")
+        self._forget()
+
+    def _along(self, stack: BlockStack | Rehearsal) -> HookRegistry:
+        hooks = HookRegistry()
+        for chain, members in enumerate(self.plan.chains):
+            for index, block in enumerate(members.blocks):
+                hooks.add(block, _handing_over(partial(stack.block, chain, index)))
+        return hooks
+
+    def _forget(self) -> None:
+        """What this call's branches kept was made of a passage that is given up."""
+        for key in [key for key in self.run.memories if key[0] in self.contexts]:
+            del self.run.memories[key]
+        self.visits = []
 
     def visit(self, number: int, site: Site) -> Visit:
         """This strategy at this site, in this call."""
@@ -198,11 +261,11 @@ class ModelCall:
         told = next((call for visit in answers or self.visits for call in visit.calls), None)
         learning = self.run.evaluation.is_learning
         return CallRecord(
-            step_of_call=lambda: self.step,
+            step_of_call=partial(_step_at, self.run.schedule, self._sigma),
             branches=labels,
             action="computed" if not answers else "forecast" if told.order else "reused",
             reason="learning the model's blocks" if learning else told.reason if told else "",
-            measure=next((visit.measure for visit in self.visits if visit.measure is not None), None),
+            measure=told.measure if told else None,
             computed_share=sum(visit.units_computed for visit in self.visits) / total if total else 1.0,
             watch=watch,
         )
@@ -229,26 +292,27 @@ class Visit:
         return len(self.call.contexts)
 
     @property
-    def measure(self) -> float | None:
-        return self.call.run.evaluation.measures.get((self.number, self.site))
+    def structure(self) -> Structure:
+        """What this site's module returned around its tensors when it was last computed, for the first branch."""
+        return self._memories[0].structure
 
-    def branches(self) -> Branches:
-        """The strategy, started once for each branch with that branch's state."""
+    def branches(self, layout: Layout) -> Branches:
+        """The strategy, started once for each branch with that branch's state.
+
+        `layout` is the shapes of each branch's inputs here; features kept from others can't be used.
+        """
         run, strategy = self.call.run, self.call.run.strategies[self.number]
         keys = [(context, self.number, self.site) for context in self.call.contexts]
         for key in keys:
             if key not in run.memories:
                 run.memories[key] = Memory(strategy.new_state())
-        memories = [run.memories[key] for key in keys]
-        run.evaluation.must_compute |= not all(memory.is_filled for memory in memories)
-        may_reuse = not run.evaluation.must_compute
-        self.calls = [BranchCall(self.call, self.number, self.site, may_reuse) for _ in memories]
-        self._memories = memories
-        return Branches([strategy.around(call, memory.state) for call, memory in zip(self.calls, memories)], may_reuse)
-
-    def returned_before(self) -> Structure | None:
-        """What this site's module returned around its tensors when it was last computed."""
-        return self.call.run.structures.get((self.number, self.site))
+        self._layout, self._memories = layout, [run.memories[key] for key in keys]
+        if any(memory.layout != layout for memory in self._memories):
+            run.evaluation.must_compute.add(self.number)
+        may_reuse = self.number not in run.evaluation.must_compute
+        self.calls = [BranchCall(self.call, self.number, self.site, may_reuse) for _ in keys]
+        arounds = [strategy.around(call, memory.state) for call, memory in zip(self.calls, self._memories)]
+        return Branches(arounds, may_reuse)
 
     def answered(self) -> None:
         """The strategy stands in for this site."""
@@ -257,14 +321,12 @@ class Visit:
     def kept(self, structure: Structure | None = None) -> None:
         """The site was computed and the branches have what they wanted of it."""
         for memory in self._memories:
-            memory.is_filled = True
+            memory.layout, memory.structure = self._layout, structure
         self.call.kept_something = True
-        if structure is not None:
-            self.call.run.structures[self.number, self.site] = structure
 
     def unit_computed(self) -> None:
         """A block of the stack, or the module, was computed."""
-        self.units_computed += 1
+        self.units_computed = min(self.units_computed + 1, self.units)
 
     def note(self, text: str) -> None:
         """Say something in the report, once."""
@@ -280,6 +342,7 @@ class BranchCall:
     site: Site
     may_reuse: bool
     reason: str = "nothing to reuse yet"
+    measure: float | None = None
     order: int = 0
 
     @property
@@ -301,19 +364,24 @@ def _handing_over(stand_in: Callable[..., Any]) -> Callable[..., Any]:
     return around
 
 
-def _modules_inside(blocks: dict[str, nn.Module], matches: Callable[[str], bool]) -> dict[str, nn.Module]:
-    """The outermost matching modules inside the blocks; a block without any is a place itself."""
+def _noting_returns(returned: list[Any]) -> Callable[..., Any]:
+    def around(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        returned.append(forward(*args, **kwargs))
+        return returned[-1]
+
+    return around
+
+
+def _step_at(schedule: Schedule, sigma: SigmaReading) -> Step:
+    return schedule.step_at(sigma.value)
+
+
+def _modules_inside(blocks: dict[str, nn.Module], strategy: Strategy) -> dict[str, nn.Module]:
+    """The places the strategy chooses in each block, without those inside another."""
     places: dict[str, nn.Module] = {}
     for name, block in blocks.items():
-        inside: dict[str, nn.Module] = {}
-        for suffix, module in block.named_modules(prefix=name):
-            runs = type(module).forward is not nn.Module.forward
-            if (
-                suffix != name
-                and runs
-                and matches(suffix)
-                and not any(suffix.startswith(f"{outer}.") for outer in inside)
-            ):
-                inside[suffix] = module
-        places |= inside or {name: block}
+        modules = dict(block.named_modules(prefix=name))
+        running = [path for path, module in modules.items() if type(module).forward is not nn.Module.forward]
+        chosen = strategy.places_in(name, [path for path in running if path != name])
+        places |= {path: modules[path] for path in chosen if not any(path.startswith(f"{outer}.") for outer in chosen)}
     return places

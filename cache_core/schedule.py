@@ -2,31 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from functools import lru_cache
 
 OWN_SHARE = 0.2  # how far the targets lean to the schedule's own spacing: best or near it at flow shifts 1, 3 and 6
 
 
-def published_steps(count: int, warm_up: int, interval: int) -> list[int]:
+@lru_cache(maxsize=32)
+def published_steps(count: int, warm_up: int, interval: int) -> tuple[int, ...]:
     """Steps that a warm-up and a constant interval compute: the first `warm_up`, then the last of every `interval`.
 
     >>> published_steps(20, warm_up=3, interval=5)
-    [0, 1, 2, 7, 12, 17]
+    (0, 1, 2, 7, 12, 17)
     """
-    return [index for index in range(count) if index < warm_up or (index - warm_up + 1) % interval == 0 or index == 0]
+    return tuple(step for step in range(count) if step < warm_up or (step - warm_up + 1) % interval == 0 or step == 0)
 
 
-def sigma_spaced_steps(times: Sequence[float], warm_up: int, interval: int) -> list[int]:
+@lru_cache(maxsize=32)
+def sigma_spaced_steps(times: tuple[float, ...], warm_up: int, interval: int) -> tuple[int, ...]:
     """The same number of steps, near the times at which an even schedule would compute them.
 
     A shifted schedule crowds its steps at high noise, where the output hardly changes from one to the next, and strides
     at low noise. Spaced by index, the computed steps do so too, and what is forecast then loses to taking fewer steps.
     On an even schedule both rules choose the same steps. `times` is the whole schedule with its end, noisiest first.
 
-    >>> sigma_spaced_steps([1.0, 0.75, 0.5, 0.25, 0.0], warm_up=1, interval=2)
-    [0, 2]
-    >>> sigma_spaced_steps([1.0, 0.95, 0.9, 0.6, 0.0], warm_up=1, interval=2)
-    [0, 3]
+    >>> sigma_spaced_steps((1.0, 0.75, 0.5, 0.25, 0.0), warm_up=1, interval=2)
+    (0, 2)
+    >>> sigma_spaced_steps((1.0, 0.95, 0.9, 0.6, 0.0), warm_up=1, interval=2)
+    (0, 3)
     """
     count = len(times) - 1
     chosen: set[int] = set()
@@ -35,4 +37,4 @@ def sigma_spaced_steps(times: Sequence[float], warm_up: int, interval: int) -> l
         target = even + OWN_SHARE * (times[index] - even)
         free = (step for step in range(count) if step not in chosen)
         chosen.add(min(free, key=lambda step: abs(times[step] - target)))
-    return sorted(chosen)
+    return tuple(sorted(chosen))

@@ -9,7 +9,17 @@ import torch
 from torch import Tensor
 
 from .discovery import BlockPlan
-from .features import Features, copied, join_rows, split_rows, taken_apart
+from .features import (
+    Features,
+    copied,
+    is_feature,
+    join_rows,
+    rows_layout,
+    same_layout,
+    split_rows,
+    taken_apart,
+    tensors_in,
+)
 from .strategy import COMPUTE, FIRST_BLOCK, Around, Request
 
 if TYPE_CHECKING:
@@ -38,6 +48,10 @@ class Branches:
             except StopIteration as stop:
                 self._answers[branch] = stop.value
                 del self._asking[branch]
+        if len(requests) > 1 or (computed and requests == {FIRST_BLOCK}):
+            raise RuntimeError(
+                "A strategy must ask for the same in all branches: FIRST_BLOCK at most once, then COMPUTE."
+            )
         if not requests and self._may_reuse and all(answer is not None for answer in self._answers):
             return self._answers
         return FIRST_BLOCK if requests == {FIRST_BLOCK} else COMPUTE
@@ -51,20 +65,20 @@ class Branches:
 
 def at_module(visit: Visit, forward: Forward, args: tuple, kwargs: dict) -> Any:
     """One module's output: the strategy's, or the module's own."""
-    branches = visit.branches()
-    known = visit.returned_before()
+    inputs = [tensor for tensor in tensors_in((args, kwargs)).values() if is_feature(tensor)]
+    branches = visit.branches(rows_layout(inputs, visit.branch_count))
     decision = branches.decide()
-    if isinstance(decision, list) and known is not None:
+    if isinstance(decision, list):
         visit.answered()
-        return known.filled_with(copied(join_rows(decision)))  # a copy: the model may write into what it is given
+        return visit.structure.filled_with(copied(join_rows(decision)))  # a copy: the model may write into it
     output = forward(*args, **kwargs)
     visit.unit_computed()
     if decision is FIRST_BLOCK:
         visit.note("no chain of blocks was found in this model, so there is no first block to test: always computed")
         return output
     features, structure = taken_apart(output)
-    parts = split_rows(copied(features), visit.branch_count)
-    if parts is not None:
+    parts = split_rows(copied(features), visit.branch_count) if features else None
+    if parts is not None and not structure.has_other_tensors:
         branches.keep(parts)
         visit.kept(structure)
     return output
@@ -79,33 +93,39 @@ class BlockStack:
     ControlNet's signal say, is part of the residual and must not be counted twice.
     """
 
-    def __init__(self, visit: Visit, plan: BlockPlan) -> None:
+    def __init__(self, visit: Visit, plan: BlockPlan, rehearses: bool = False) -> None:
         self.plan = plan
         self.visit = visit
         self.branches: Branches | None = None
         self.answers: Features | None = None  # residuals that stand in, for all chains in order; None while computing
         self.anchors: dict[int, list[Tensor]] = {}  # computing: what entered each chain
         self.finished: dict[int, list[Tensor]] = {}  # what leaves a chain: the residual, or the answer
-        self.entered: set[int] = set()
-        self.left: set[int] = set()
-        self.in_order = True  # False once the model ran its blocks unlike the call that was learned from
+        self.expected = [0] * len(plan.chains)  # which block of each chain runs next
+        self.given: dict[int, Features] | None = {} if rehearses else None  # copies of what left each chain
+        self.as_learned = True  # False once the model runs its blocks unlike the call that was learned from
 
     def block(self, chain: int, index: int, forward: Forward, args: tuple, kwargs: dict) -> Any:
         """Stands in for one block's forward."""
-        self.in_order &= (index == 0) != (chain in self.entered)
-        if not self.in_order:
+        self.as_learned &= index == self.expected[chain] and (self.branches is not None or chain == 0)
+        if not self.as_learned:
+            self.visit.unit_computed()
             return forward(*args, **kwargs)
+        self.expected[chain] += 1
+        try:
+            streams = self.plan.chains[chain].wirings[index].streams_in(args, kwargs)
+        except (LookupError, TypeError):
+            self.as_learned = False
+            return forward(*args, **kwargs)
+        if self.branches is None:
+            return self._lead(streams, forward, args, kwargs)
         if index == 0:
-            self.entered.add(chain)
-            if self.branches is None:
-                return self._first(forward, args, kwargs)
-            self._enter(chain, self.plan.chains[chain].wirings[0].streams_in(args, kwargs))
-        return self._pass(chain, index, forward, args, kwargs)
+            streams = self._enter(chain, streams)
+        return self._pass(chain, index, streams, forward, args, kwargs)
 
     def end(self) -> bool:
         """The model call is over. Whether every chain ran as it should; if not, nothing is kept."""
-        complete = self.in_order and self.left == set(range(len(self.plan.chains)))
-        if complete and self.answers is None and self.branches is not None:
+        complete = self.as_learned and self.expected == [len(chain.blocks) for chain in self.plan.chains]
+        if complete and self.answers is None:
             residuals = [tensor for chain in sorted(self.finished) for tensor in self.finished[chain]]
             parts = split_rows(residuals, self.visit.branch_count)
             if parts is not None:
@@ -113,20 +133,19 @@ class BlockStack:
                 self.visit.kept()
         return complete
 
-    def _first(self, forward: Forward, args: tuple, kwargs: dict) -> Any:
-        """The first block of the chain that leads: here the strategy decides."""
+    def _lead(self, streams: list[Tensor], forward: Forward, args: tuple, kwargs: dict) -> Any:
+        """The first block of all: here the strategy decides."""
         chain = self.plan.chains[0]
-        self.branches = self.visit.branches()
+        self.branches = self.visit.branches(rows_layout(streams, self.visit.branch_count))
         decision = self.branches.decide()
         if decision is not FIRST_BLOCK:
             self._take(decision)
-            self._enter(0, chain.wirings[0].streams_in(args, kwargs))
-            return self._pass(0, 0, forward, args, kwargs)
-        (before,) = copied([chain.wirings[0].streams_in(args, kwargs)[chain.main]])
+            return self._pass(0, 0, self._enter(0, streams), forward, args, kwargs)
+        (before,) = copied([streams[chain.main]])
         output = forward(*args, **kwargs)
         self.visit.unit_computed()
         streams = chain.wirings[0].streams_out(output)
-        residual = torch.sub(streams[chain.main], before, out=before)
+        residual = torch.sub(streams[chain.main].detach(), before, out=before)
         parts = split_rows([residual], self.visit.branch_count)
         if parts is not None:
             self._take(self.branches.decide(parts))
@@ -134,37 +153,60 @@ class BlockStack:
         return output
 
     def _take(self, decision: Request | list[Features]) -> None:
-        if isinstance(decision, list):
+        if isinstance(decision, list) and all(same_layout(part, decision[0]) for part in decision):
             self.answers = join_rows(decision)
             self.visit.answered()
 
-    def _enter(self, chain: int, streams: list[Tensor]) -> None:
+    def _enter(self, chain: int, streams: list[Tensor]) -> list[Tensor]:
+        """A chain begins with these streams. What its first block shall pass on if it is not computed."""
         ends = self.plan.chains[chain].ends
+        entering = [streams[stream] for stream in ends]
         if self.answers is None:
-            self.anchors[chain] = list(copied([streams[stream] for stream in ends]))
-            return
+            self.anchors[chain] = list(copied(entering))
+            return streams
         first = sum(len(before.ends) for before in self.plan.chains[:chain])
         residuals = self.answers[first : first + len(ends)]
-        self.finished[chain] = [streams[stream] + residual for stream, residual in zip(ends, residuals, strict=True)]
+        self.as_learned &= same_layout(residuals, entering)
+        if self.as_learned:
+            self.finished[chain] = [stream + residual for stream, residual in zip(entering, residuals, strict=True)]
+        return list(copied(streams))  # a computed block would not hand on the very tensors that it was given
 
-    def _pass(self, chain: int, index: int, forward: Forward, args: tuple, kwargs: dict) -> Any:
-        wiring, is_last = self.plan.chains[chain].wirings[index], index == len(self.plan.chains[chain].blocks) - 1
-        if self.answers is None:
+    def _pass(
+        self, chain: int, index: int, streams: list[Tensor], forward: Forward, args: tuple, kwargs: dict
+    ) -> Any:  # fmt: skip
+        members = self.plan.chains[chain]
+        wiring, is_last = members.wirings[index], index == len(members.blocks) - 1
+        if self.answers is None or not self.as_learned:
             output = forward(*args, **kwargs)
             self.visit.unit_computed()
-            if is_last:
-                self._leave(chain, wiring.streams_out(output))
+            if is_last and self.answers is None:
+                leaving = wiring.streams_out(output)
+                if self.given is not None:
+                    self.given[chain] = copied([leaving[stream] for stream in members.ends])
+                self.finished[chain] = [
+                    torch.sub(leaving[stream].detach(), anchor, out=anchor)
+                    for stream, anchor in zip(members.ends, self.anchors.pop(chain))
+                ]
             return output
-        streams = wiring.streams_in(args, kwargs)
         if is_last:
-            self.left.add(chain)
-            for stream, value in zip(self.plan.chains[chain].ends, self.finished[chain]):
+            for stream, value in zip(members.ends, self.finished[chain]):
                 streams[stream] = value
         return wiring.returned(streams)
 
-    def _leave(self, chain: int, streams: list[Tensor | None]) -> None:
-        ending = [streams[stream] for stream in self.plan.chains[chain].ends]
-        self.finished[chain] = [
-            torch.sub(out, anchor, out=anchor) for out, anchor in zip(ending, self.anchors.pop(chain))
-        ]
-        self.left.add(chain)
+
+class Rehearsal:
+    """Passes through the chains without computing anything: each gives what it gave before."""
+
+    def __init__(self, plan: BlockPlan, given: dict[int, Features]) -> None:
+        self.plan, self.given = plan, given
+
+    def block(self, chain: int, index: int, forward: Forward, args: tuple, kwargs: dict) -> Any:
+        """Stands in for one block's forward."""
+        members = self.plan.chains[chain]
+        streams = members.wirings[index].streams_in(args, kwargs)
+        if index == 0:
+            streams = list(copied(streams))
+        if index == len(members.blocks) - 1:
+            for stream, value in zip(members.ends, self.given[chain]):
+                streams[stream] = value
+        return members.wirings[index].returned(streams)

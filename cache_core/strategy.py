@@ -64,6 +64,7 @@ class Call(Protocol):
     schedule: Schedule
     may_reuse: bool  # False while nothing can be reused: first evaluation, or another branch of the batch is new
     reason: str  # why, in a few plain words for the report; set by the strategy
+    measure: float | None  # what was compared with a threshold, for the report; set by the strategy
     order: int  # of the forecast that stands in, for the report; 0 is reuse; set by the strategy
 
     @property
@@ -96,9 +97,9 @@ class Strategy:
         """Whether these settings never reuse anything; then nothing is installed."""
         return False
 
-    def matches(self, module_name: str) -> bool:
-        """Level module only: whether this module is a site."""
-        return True
+    def places_in(self, block: str, modules: list[str]) -> list[str]:
+        """Level module only: where to step in inside a block, given the dotted names of the block and its modules."""
+        return [block]
 
     def new_state(self) -> Any:
         """What one branch keeps at one site: a dataclass, made for the run and thrown away."""
@@ -111,7 +112,8 @@ class Strategy:
     def __post_init__(self) -> None:
         for setting_field in fields(self):
             if "help" in setting_field.metadata:
-                _check(self.title, setting_field.name, getattr(self, setting_field.name), setting_field.metadata)
+                value, default = getattr(self, setting_field.name), setting_field.default
+                _check(self.title, setting_field.name, value, default, setting_field.metadata)
 
 
 def setting(
@@ -132,14 +134,16 @@ def setting(
     return field(default=default, metadata=metadata)
 
 
-def _check(title: str, name: str, value: Any, allowed: Any) -> None:
-    if allowed["choices"] and value not in allowed["choices"]:
-        raise ValueError(f"{title}: {name} is {value!r}. Choose one of: {', '.join(allowed['choices'])}.")
-    if allowed["minimum"] is None and allowed["maximum"] is None:
+def _check(title: str, name: str, value: Any, default: Any, allowed: Any) -> None:
+    low, high, choices = allowed["minimum"], allowed["maximum"], allowed["choices"]
+    if choices and value not in choices:
+        raise ValueError(f"{title}: {name} is {value!r}. Choose one of: {', '.join(choices)}.")
+    if isinstance(default, bool) and not isinstance(value, bool):
+        raise ValueError(f"{title}: {name} is {value!r}. Set it to True or False.")
+    if low is None:
         return
-    low, high = allowed["minimum"], allowed["maximum"]
-    in_words = f"Set it between {low:g} and {high:g}." if high is not None else f"Set it to {low:g} or more."
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise ValueError(f"{title}: {name} is {value!r}, which is no number. {in_words}")
-    if math.isnan(value) or value < low or (high is not None and value > high):
-        raise ValueError(f"{title}: {name} is {value}. {in_words}")
+    whole = " a whole number" if isinstance(default, int) else ""
+    if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
+        raise ValueError(f"{title}: {name} is {value!r}. Set it to{whole or ' a number'} between {low:g} and {high:g}.")
+    if math.isnan(value) or not low <= value <= high:
+        raise ValueError(f"{title}: {name} is {value}. Set it to{whole or ' a number'} between {low:g} and {high:g}.")

@@ -29,7 +29,7 @@ def methods() -> list[Method]:
     return [
         Method("Uncached", f"{STEPS} steps, cfg {GUIDANCE:g}"),
         Method("First Block Cache", "threshold 0.12", FirstBlockCache()),
-        Method("First Block Cache", "threshold 0.22", FirstBlockCache(residual_diff_threshold=0.22)),
+        Method("First Block Cache", "threshold 0.3", FirstBlockCache(residual_diff_threshold=0.3)),
         Method("TaylorSeer Cache", "interval 2", TaylorSeerCache(cache_interval=2)),
         Method("TaylorSeer Cache", "interval 3", TaylorSeerCache(cache_interval=3)),
         Method("Fewer steps, no cache", "11 steps", steps=11),

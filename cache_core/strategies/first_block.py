@@ -19,6 +19,7 @@ class FirstBlockState:
     first: History  # residuals of the first block, main stream, about a thousand tokens: (rows, tokens, channels)
     rest: History  # what the other blocks added
     hits: int = 0  # reused calls since the last computed one
+    drift: float = 0.0  # how far off the first block was in these, added up
 
 
 @dataclass(frozen=True)
@@ -27,9 +28,9 @@ class FirstBlockCache(Strategy):
 
     From ParaAttention's first block cache, which builds on TeaCache, arXiv 2411.19108. There both are expected to be as
     they were in the last computed call; that is `max_order=0`. By default they are expected on a straight line along
-    sigma through the last two, and the test asks how far the first block is off that line. How far counts more in a
-    step that goes a long way in sigma (by the square root of its length, measured best at flow shifts 1 to 6; on an
-    even schedule all count alike). A batch is as far off as its worst row.
+    sigma through the last two, and the test asks how far the first block is off that line. Over reused calls in a row
+    this adds up. It counts more in a step that goes a long way in sigma (by the square root of its length, measured
+    best at flow shifts 1 to 6; on an even schedule all count alike). A batch is as far off as its worst row.
     """
 
     title = "First Block Cache"
@@ -95,26 +96,27 @@ class FirstBlockCache(Strategy):
         if call.may_reuse and self._is_as_expected(call, residual, state):
             weights = safe_weights(state.rest.nodes, call.step.time, self.max_order)
             call.order = len(weights) - 1
-            state.hits += 1
             return state.rest.combined(weights)
         rest = yield COMPUTE
         state.first.add(call.step.time, (residual,))
         state.rest.add(call.step.time, rest)
-        state.hits = 0
+        state.hits, state.drift = 0, 0.0
 
     def _is_as_expected(self, call: Call, residual: Tensor, state: FirstBlockState) -> bool:
         def change(time: Tensor) -> Tensor:
             (expected,) = state.first.combined(safe_weights_on_device(state.first.nodes, time, self.max_order))
             return relative_change(residual, expected)
 
-        measure = call.measured(change) * sqrt(abs(call.step.length))
+        drift = state.drift + call.measured(change) * sqrt(abs(call.step.length))
+        call.measure = drift
         if not call.schedule.is_within(call.step, self.start_percent, self.end_percent):
             call.reason = "outside start_percent to end_percent"
         elif state.hits == self.max_consecutive_cache_hits:
             call.reason = f"{state.hits} reused in a row"
-        elif not 0 < measure < self.residual_diff_threshold:  # a NaN, or no change at all, tells nothing: compute
-            call.reason = f"change {measure:.3g}, threshold {self.residual_diff_threshold:g}"
+        elif not state.drift < drift < self.residual_diff_threshold:  # NaN, or no change at all: tells nothing
+            call.reason = f"change {drift:.3g}, threshold {self.residual_diff_threshold:g}"
         else:
-            call.reason = f"change {measure:.3g} under {self.residual_diff_threshold:g}"
+            call.reason = f"change {drift:.3g} under {self.residual_diff_threshold:g}"
+            state.hits, state.drift = state.hits + 1, drift
             return True
         return False

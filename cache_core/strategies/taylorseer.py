@@ -99,13 +99,13 @@ class TaylorSeerCache(Strategy):
                 f"{self.title}: disable_cache_after_step is {after} and disable_cache_before_step is {before}, so "
                 f"every step would be computed. Set disable_cache_after_step above {before}, or to -1 for never."
             )
-        for expression in (*(self.cache_identifiers or ()), *(self.skip_predict_identifiers or ())):
-            try:
-                re.compile(expression)
-            except re.error as error:
-                raise ValueError(
-                    f"{self.title}: {expression!r} is no regular expression ({error}). Escape its special characters."
-                ) from None
+        for name in ("cache_identifiers", "skip_predict_identifiers"):
+            _check_identifiers(self.title, name, getattr(self, name))
+        dtype = self.taylor_factors_dtype
+        if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+            raise ValueError(
+                f"{self.title}: taylor_factors_dtype is {dtype!r}. Set it to a floating-point torch.dtype, or to None."
+            )
 
     @property
     def level(self) -> Level:
@@ -115,11 +115,12 @@ class TaylorSeerCache(Strategy):
     def is_off(self) -> bool:
         return self.cache_interval == 1
 
-    def matches(self, module_name: str) -> bool:
+    def places_in(self, block: str, modules: list[str]) -> list[str]:
         wanted = self.cache_identifiers or (ATTENTION_OR_FEED_FORWARD,)
-        unwanted = self.skip_predict_identifiers or ()
-        fits = any(re.fullmatch(expression, module_name) for expression in wanted)
-        return fits and not any(re.fullmatch(expression, module_name) for expression in unwanted)
+        fitting = [name for name in modules if _fits(name, wanted)]
+        if not fitting and self.cache_identifiers is None:
+            fitting = [block]  # as published for single blocks: what the whole block gives
+        return [name for name in fitting if not _fits(name, self.skip_predict_identifiers or ())]
 
     def new_state(self) -> History:
         return History(capacity=self.max_order + 1, dtype=self.taylor_factors_dtype)
@@ -141,7 +142,7 @@ class TaylorSeerCache(Strategy):
         call.reason = "planned" if computed else f"between computed steps, interval {self.cache_interval}"
         return computed
 
-    def computed_steps(self, schedule: Schedule) -> list[int]:
+    def computed_steps(self, schedule: Schedule) -> tuple[int, ...]:
         """The steps computed because of warm-up and interval."""
         if self.spacing == "steps":
             return published_steps(schedule.count, self.disable_cache_before_step, self.cache_interval)
@@ -154,3 +155,22 @@ class TaylorSeerCache(Strategy):
         if self.weights == "sigma":
             return safe_weights(nodes, step.time, self.max_order)
         return recursion_weights(nodes, float(step.index), self.max_order)
+
+
+def _fits(name: str, expressions: tuple[str, ...]) -> bool:
+    return any(re.fullmatch(expression, name) for expression in expressions)
+
+
+def _check_identifiers(title: str, name: str, expressions: object) -> None:
+    if expressions is None:
+        return
+    if not isinstance(expressions, (tuple, list)) or not all(isinstance(item, str) for item in expressions):
+        raise ValueError(f"{title}: {name} is {expressions!r}. Set it to a tuple of regular expressions, or to None.")
+    for expression in expressions:
+        try:
+            re.compile(expression)
+        except re.error as error:
+            raise ValueError(
+                f"{title}: {name} holds {expression!r}, which is no regular expression ({error}). "
+                f"Escape its special characters."
+            ) from None

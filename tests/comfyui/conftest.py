@@ -4,6 +4,7 @@ import importlib.util
 import os
 import random
 import sys
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -47,7 +48,8 @@ def comfy():
 
 @pytest.fixture(scope="session")
 def demo(comfy):
-    """The demo model in this ComfyUI, and a way to sample it as the KSampler node does."""
+    """The demo model in this ComfyUI, in float32 or bfloat16, and a way to sample it as the KSampler node does."""
+    import torch
     from cache_core.adapters.comfyui import demo as loading
 
     clip, models = loading.load_clip(), {}
@@ -55,63 +57,16 @@ def demo(comfy):
     def model(dtype="float32"):
         if dtype not in models:
             models[dtype] = loading.load_model()
-            models[dtype].model.diffusion_model.to(getattr(__import__("torch"), dtype))
+            models[dtype].model.diffusion_model.to(getattr(torch, dtype))
+            models[dtype].model.diffusion_model.dtype = getattr(torch, dtype)
             models[dtype].model.manual_cast_dtype = None
-            models[dtype].model.diffusion_model.dtype = getattr(__import__("torch"), dtype)
         return models[dtype]
 
-    return SimpleNamespace(model=model, clip=clip, sample=_sampling(comfy, clip), shifted=_shifting(comfy))
+    return SimpleNamespace(model=model, sample=partial(_sample, loading.sample, clip), shifted=loading.shifted)
 
 
-def _sampling(comfy, clip):
-    import torch
-
-    def conditioning(prompts):
-        entries = [clip.encode_from_tokens_scheduled(clip.tokenize(prompt))[0] for prompt in prompts]
-        pooled = torch.cat([extra["pooled_output"] for _, extra in entries])
-        return [[torch.cat([tokens for tokens, _ in entries]), {**entries[0][1], "pooled_output": pooled}]]
-
-    def sample(
-        model, prompts, *, steps=20, cfg=3.0, sampler="euler", scheduler="simple", seed=1, latent=None, **options
-    ):
-        """One latent for each prompt in one batch, each with its own seed from `seed` on."""
-        noise = torch.cat([comfy.sample.prepare_noise(torch.zeros(1, 16, 8, 8), seed + i) for i in range(len(prompts))])
-        empty = torch.zeros_like(noise) if latent is None else latent
-        positive, negative = conditioning(prompts), conditioning([""])
-        return comfy.sample.sample(
-            model,
-            noise,
-            steps,
-            cfg,
-            sampler,
-            scheduler,
-            positive,
-            negative,
-            empty,
-            seed=seed,
-            disable_pbar=True,
-            **options,
-        )
-
-    sample.conditioning = conditioning
-    return sample
-
-
-def _shifting(comfy):
-    def shifted(model, shift):
-        """The model with stock ModelSamplingAuraFlow's schedule shift; its multiplier 1 is this model's."""
-        if shift == 1:
-            return model
-
-        class Shifted(comfy.model_sampling.ModelSamplingDiscreteFlow, comfy.model_sampling.CONST):
-            pass
-
-        patched, sampling = model.clone(), Shifted(model.model.model_config)
-        sampling.set_parameters(shift=shift, multiplier=1.0)
-        patched.add_object_patch("model_sampling", sampling)
-        return patched
-
-    return shifted
+def _sample(sample, clip, model, prompts, **settings):
+    return sample(model, clip, prompts, **settings)
 
 
 @pytest.fixture(scope="session")
@@ -125,6 +80,6 @@ def scenes():
 
 @pytest.fixture
 def reports():
-    """Reports of cached runs, filled by passing `reports.append_to` as `on_report`."""
+    """Reports of cached runs: pass `reports.add` as `on_report`, then read `reports.all`."""
     collected = []
     return SimpleNamespace(all=collected, add=lambda report, latent: collected.append(report))

@@ -77,7 +77,7 @@ def test_first_block_cache_with_defaults_beats_fewer_steps(pictures, shift):
 
 @pytest.mark.parametrize("shift", [1, 3, 6])
 def test_first_block_cache_at_two_fifths_computed_beats_fewer_steps(pictures, shift):
-    cached, reports = pictures.cached(shift, FirstBlockCache(residual_diff_threshold=0.22))
+    cached, reports = pictures.cached(shift, FirstBlockCache(residual_diff_threshold=0.3))
     calls = mean(report.count("computed") / len(report.calls) for report in reports)
-    assert 0.36 <= calls <= 0.45
+    assert 0.36 <= calls <= 0.46
     assert closeness(cached, pictures(shift)) >= fewer_steps(pictures, shift, calls) + 3

@@ -213,12 +213,23 @@ ALWAYS_RUN = {
 }
 
 
-@pytest.mark.parametrize(("flow", "settings", "why"), ALWAYS_RUN.values(), ids=ALWAYS_RUN)
-def test_a_list_that_is_no_chain_always_runs_and_the_plan_says_why(flow, settings, why):
+@pytest.mark.parametrize("name", [name for name in ALWAYS_RUN if name != "collected"])
+def test_a_list_that_is_no_chain_always_runs_and_the_plan_says_why(name):
+    flow, settings, why = ALWAYS_RUN[name]
     model = Model(flow, blocks=blocks(**settings))
     plan = learned(model, first_latent())
     assert plan.chains == ()
     assert any("blocks always runs" in note and why in note for note in plan.notes)
+
+
+def test_a_list_that_only_looks_like_a_chain_is_found_out_by_the_rehearsal():
+    flow, settings, _ = ALWAYS_RUN["collected"]
+    model = Model(flow, blocks=blocks(**settings))
+    sampling = Sampling(model, (ReuseAlways(),), branches=(POSITIVE,))
+    for index in range(3):
+        sampling.call_on(first_latent(), index)
+    assert learned(model, first_latent()).chains
+    assert any("could not be read" in note for note in sampling.report.notes)
 
 
 @pytest.mark.parametrize(("flow", "settings", "why"), ALWAYS_RUN.values(), ids=ALWAYS_RUN)
@@ -274,7 +285,7 @@ def test_a_small_chain_stays_live():
     before = [block.runs for block in refiners]
     for index in range(3):
         sampling.call_on(first_latent(), index)
-    assert [block.runs - runs for block, runs in zip(refiners, before, strict=True)] == [3, 3]
+    assert [block.runs - runs for block, runs in zip(refiners, before, strict=True)] == [4, 4]  # 3 calls, 1 rehearsal
 
 
 UNUSABLE = {

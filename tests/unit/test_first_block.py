@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from toy import POSITIVE, C, Sampling, Toy, first_latent, reference, relative_error, sigmas_of, uncached
 
-from cache_core.features import relative_change
+from cache_core.features import relative_change, thinned
 from cache_core.strategies.first_block import FirstBlockCache
 
 
@@ -62,6 +62,7 @@ def test_no_more_are_reused_in_a_row_than_allowed(toy, hits):
 @pytest.mark.parametrize(("start", "end"), [(0.5, 1.0), (0.0, 0.5), (0.3, 0.6)])
 def test_only_the_share_asked_for_is_reused(toy, start, end):
     strategy = FirstBlockCache(residual_diff_threshold=1.0, start_percent=start, end_percent=end)
+    toy.embed_sigma.weight.mul_(0.1)  # a calm model: its changes never add up to the threshold
     sampling = Sampling(toy, (strategy,))
     sampling.sample(first_latent())
     reused = [call.step.index for call in sampling.report.calls if call.action != "computed"]
@@ -142,6 +143,25 @@ def test_a_batch_is_as_changed_as_its_most_changed_row():
 def test_relative_change_by_hand(now, before, expected, shape):
     change = relative_change(torch.full(shape, now), torch.full(shape, before)).item()
     assert change == pytest.approx(expected, nan_ok=True)
+
+
+@pytest.mark.parametrize("tokens", [1, 1024, 2047, 2048, 5000])
+def test_about_a_thousand_tokens_are_kept_to_compare(tokens):
+    kept = thinned(torch.arange(2.0 * tokens).reshape(2, tokens, 1))
+    assert min(tokens, 1024) <= kept.shape[1] < 2048
+    assert kept[0, -1] >= 0.99 * (tokens - 1)  # spread over all of them
+    assert kept.untyped_storage().nbytes() == kept.nbytes  # nothing of the rest is held
+
+
+def test_changes_add_up_over_reused_calls(toy):
+    sampling = Sampling(toy, (FirstBlockCache(residual_diff_threshold=0.1, max_order=0),), branches=(POSITIVE,))
+    for index in range(12):
+        sampling.call_on(first_latent(), index)
+    measures, in_a_row = [call.measure or 0 for call in sampling.report.calls], 0.0
+    for call, measure in zip(sampling.report.calls, measures, strict=True):
+        in_a_row = 0.0 if call.action == "computed" else in_a_row + measure
+        assert in_a_row < 0.1
+    assert "r" in decisions(sampling)
 
 
 def test_rows_do_not_depend_on_the_pictures_beside_them(toy):

@@ -17,6 +17,7 @@ from cache_core.forecast import (
     weighted_sum,
 )
 
+few = settings(max_examples=60, deadline=None)  # a busy machine must not fail a test
 falling_nodes = st.lists(st.floats(0.02, 0.5), min_size=1, max_size=4).map(
     lambda gaps: [sum(gaps[: number + 1]) for number in range(len(gaps))]  # newest first, the others noisier
 )
@@ -31,6 +32,7 @@ def test_newton_is_exact_on_a_polynomial_at_uneven_nodes(degree):
     assert sum(map(float.__mul__, weights, values)) == pytest.approx(expected)
 
 
+@few
 @given(falling_nodes, st.floats(-1, 3))
 def test_newton_weights_add_up_to_one(nodes, at):
     weights = newton_weights(nodes, at)
@@ -48,6 +50,7 @@ def test_the_order_drops_where_weights_are_larger_than_the_limit():
     assert safe_weights(nodes, 0.2, order=2) == [1.0]  # two nodes: 4, -3
 
 
+@few
 @given(falling_nodes, st.floats(-1, 2), st.integers(0, 3))
 def test_safe_weights_are_within_the_limit_and_as_many_as_it_allows(nodes, at, order):
     weights = safe_weights(nodes, at, order)
@@ -56,7 +59,7 @@ def test_safe_weights_are_within_the_limit_and_as_many_as_it_allows(nodes, at, o
     assert all(hypot(*newton_weights(nodes[:count], at)) > WEIGHT_LIMIT for count in larger)
 
 
-@settings(max_examples=200, deadline=None)
+@few
 @given(falling_nodes, st.floats(-1, 2), st.integers(0, 3))
 def test_weights_on_the_device_are_the_same(nodes, at, order):
     norms = [hypot(*newton_weights(nodes[:count], at)) for count in range(2, min(order + 1, len(nodes)) + 1)]
@@ -82,6 +85,7 @@ def published_recursion(values, nodes, at, order):
     return sum(factor * (at - nodes[0]) ** i / factorial(i) for i, factor in enumerate(factors))
 
 
+@few
 @given(
     st.lists(st.integers(1, 6), min_size=1, max_size=4),
     st.integers(1, 6),

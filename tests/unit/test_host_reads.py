@@ -52,13 +52,13 @@ def test_the_count_sees_every_kind_of_read(read):
 @pytest.mark.parametrize("strategy", STRATEGIES, ids=lambda s: f"{s.title}-{s.level}")
 @pytest.mark.parametrize("layout", ["joined", "separate"])
 def test_a_model_call_reads_at_most_one_number(toy, strategy, layout):
-    sampling, most = Sampling(toy, (strategy,), layout=layout), 0
+    """But for the call in which the block plan is rehearsed, once a run: that reads one more."""
+    sampling, calls = Sampling(toy, (strategy,), layout=layout), 1 if layout == "joined" else 2
+    rehearsed = strategy.level == "model"
     for index in range(12):
         with CountingReads() as counting:
             sampling.predict(dict.fromkeys(sampling.branches, first_latent() * (1 - index / 50)), index)
-        calls = 1 if layout == "joined" else 2
-        most = max(most, counting.reads / calls)
-    assert most <= 1
+        assert counting.reads <= calls + (rehearsed and index == 1)
     assert sampling.report.count("reused", "forecast") > 0
 
 

@@ -1,6 +1,5 @@
 """CacheRun: one sampling run, whatever happens in it, and nothing of it afterwards."""
 
-import gc
 import weakref
 
 import pytest
@@ -122,7 +121,6 @@ def test_a_failed_run_dies_with_its_exception(toy):
 
 def test_old_outputs_are_dropped_during_the_run(toy):
     sampling = in_mid_run(toy, TaylorSeerCache(cache_level="model", max_order=0, disable_cache_before_step=12))
-    gc.collect()
     tensors = list(tensors_in(list(sampling.run.memories.values())))
     assert len(tensors) == 2 * 3  # two branches, three streams, one output each
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import comfy.model_detection
 import comfy.model_management
 import comfy.model_patcher
+import comfy.model_sampling
+import comfy.sample
 import comfy.sd
 import comfy.utils
 import torch
@@ -38,6 +41,52 @@ def load_vae() -> comfy.sd.VAE:
     vae = comfy.sd.VAE(sd=comfy.utils.load_torch_file(str(VAE_WEIGHTS)))
     vae.throw_exception_if_invalid()
     return vae
+
+
+def shifted(model: ModelPatcher, shift: float) -> ModelPatcher:
+    """The model with a flow shift, as stock ModelSamplingAuraFlow gives it; its multiplier 1 is this model's."""
+
+    class Shifted(comfy.model_sampling.ModelSamplingDiscreteFlow, comfy.model_sampling.CONST):
+        pass
+
+    patched, sampling = model.clone(), Shifted(model.model.model_config)
+    sampling.set_parameters(shift=shift, multiplier=1.0)
+    patched.add_object_patch("model_sampling", sampling)
+    return patched
+
+
+def sample(
+    model: ModelPatcher,
+    clip: comfy.sd.CLIP,
+    prompts: Sequence[str],
+    *,
+    seed: int = 1,
+    steps: int = 20,
+    cfg: float = 3.0,
+    sampler: str = "euler",
+    scheduler: str = "simple",
+    latent: torch.Tensor | None = None,
+    **options: Any,
+) -> torch.Tensor:
+    """Latents (prompts, 16, 8, 8) of all prompts in one batch, the first with this seed, each other with the next.
+
+    What the KSampler node does. `options` are those of comfy.sample.sample; a prompt's picture does not depend on the
+    others beyond rounding.
+    """
+    seeds = range(seed, seed + len(prompts))
+    noise = torch.cat([comfy.sample.prepare_noise(torch.zeros(1, 16, 8, 8), own) for own in seeds])
+    start = torch.zeros_like(noise) if latent is None else latent
+    positive, negative = _conditioning(clip, prompts), _conditioning(clip, [""])
+    return comfy.sample.sample(
+        model, noise, steps, cfg, sampler, scheduler, positive, negative, start, seed=seed, disable_pbar=True, **options
+    )
+
+
+def _conditioning(clip: comfy.sd.CLIP, prompts: Sequence[str]) -> list:
+    """One CONDITIONING whose batch is the prompts."""
+    entries = [clip.encode_from_tokens_scheduled(clip.tokenize(prompt))[0] for prompt in prompts]
+    pooled = torch.cat([extra["pooled_output"] for _, extra in entries])
+    return [[torch.cat([tokens for tokens, _ in entries]), {**entries[0][1], "pooled_output": pooled}]]
 
 
 def _load_with_own_heads(diffusers_weights: dict[str, torch.Tensor]) -> ModelPatcher:

@@ -117,7 +117,8 @@ def apply_model(
 def contexts_of(model: Any, x: Any, control: Any, options: dict) -> list[Hashable]:
     """Whose forward pass a model call is, one key for each branch joined along the batch axis.
 
-    A branch's features serve only the same entry of the prompt, window, shape and model, with a ControlNet as before.
+    A branch's features serve only the same entry of the prompt, window, shape and model, with a ControlNet and with
+    other nodes' replaced blocks as before.
     """
     uuids = options.get("uuids") or [None]
     window = options.get("context_window")
@@ -125,4 +126,7 @@ def contexts_of(model: Any, x: Any, control: Any, options: dict) -> list[Hashabl
     rows, odd = divmod(x.shape[0], len(uuids))
     if odd:
         uuids, rows = [tuple(uuids)], x.shape[0]
-    return [(uuid, frames, rows, tuple(x.shape[1:]), id(model), control is not None) for uuid in uuids]
+    patched = frozenset(
+        (kind, str(key)) for kind, patches in options.get("patches_replace", {}).items() for key in patches
+    )
+    return [(uuid, frames, rows, tuple(x.shape[1:]), id(model), control is not None, patched) for uuid in uuids]
