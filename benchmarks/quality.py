@@ -2,9 +2,9 @@
 
     python benchmarks/quality.py
 
-with ComfyUI's Python. The demo model in real ComfyUI sampling, 16 pictures, 20 Euler steps, cfg 3, flow shifts 1, 3 and 6;
-each row's PSNR is the median against the uncached pictures of the same shift, followed by that of an uncached run with
-as many steps as the row computed model calls (interpolated between whole numbers of steps).
+with ComfyUI's Python. The demo model in real ComfyUI sampling, 16 pictures, 20 Euler steps, cfg 3, flow shifts 1, 3
+and 6; each row's PSNR is the median against the uncached pictures of the same shift, followed by that of an uncached
+run with as many steps as the row computed model calls (interpolated between whole numbers of steps).
 """
 
 from __future__ import annotations

@@ -33,11 +33,12 @@ def start_comfyui(device: str) -> None:
     sys.path.insert(0, str(found[0]))
     try:
         from comfy.cli_args import args
+
+        args.cpu, args.highvram = device == "cpu", device != "cpu"
+        import comfy.sample
+        import comfy.sd  # noqa: F401  (sets up what comfy.sample leaves to others)
     except ImportError as error:
         raise SystemExit(f"This Python can't import ComfyUI ({error}). Run the benchmark with {found[1]}.") from None
-    args.cpu, args.highvram = device == "cpu", device != "cpu"
-    import comfy.sample
-    import comfy.sd  # noqa: F401  (sets up what comfy.sample leaves to others)
     import torch
 
     logging.getLogger().setLevel(logging.WARNING)

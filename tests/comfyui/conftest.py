@@ -50,6 +50,7 @@ def comfy():
 def demo(comfy):
     """The demo model in this ComfyUI, in float32 or bfloat16, and a way to sample it as the KSampler node does."""
     import torch
+
     from cache_core.adapters.comfyui import demo as loading
 
     clip, models = loading.load_clip(), {}
@@ -71,11 +72,14 @@ def _sample(sample, clip, model, prompts, **settings):
 
 @pytest.fixture(scope="session")
 def scenes():
-    """Prompts the demo model was trained to draw, the same every time."""
+    """The first so many of the prompts that the demo model was trained to draw, the same every time."""
     from cache_core.demo.scene import prompt_of, random_scene
 
-    generator = random.Random(0)
-    return [prompt_of(random_scene(generator)) for _ in range(16)]
+    def first(count):
+        generator = random.Random(0)
+        return [prompt_of(random_scene(generator)) for _ in range(count)]
+
+    return first
 
 
 @pytest.fixture
