@@ -23,7 +23,7 @@ from .features import (
 from .strategy import COMPUTE, FIRST_BLOCK, Around, Request
 
 if TYPE_CHECKING:
-    from .run import Visit
+    from .call import Visit
 
 Forward = Callable[..., Any]
 

@@ -112,4 +112,4 @@ def test_the_rules_above_look_at_the_files_they_mean():
     assert len(INNER) >= 10
     assert COMFYUI
     assert NODES
-    assert "cache_core.step.Step" in set(imported(ROOT / "cache_core" / "run.py"))
+    assert "cache_core.step.Step" in set(imported(ROOT / "cache_core" / "call.py"))
