@@ -13,11 +13,9 @@ from torch import Tensor, nn
 from .features import Path, Structure, at_path, is_feature, taken_apart, tensors_in
 from .hooks import Around, HookRegistry
 
-SMALLEST_SHARE = (
-    0.08  # of the parameters in all chains: refiners and heads below it always run, they cost next to nothing
-)
-
+SMALLEST_SHARE = 0.08  # of the parameters in all chains: refiners and heads below it cost next to nothing
 FEWEST_TOKENS = 0.25  # of the longest chain's: a text refiner says little about the picture and must not lead
+Kind = tuple[torch.Size, torch.dtype]
 
 
 @dataclass(frozen=True)
@@ -88,9 +86,6 @@ class _Ran:
     kinds_taken: dict[Path, Kind] = field(default_factory=dict)
     kinds_given: dict[Path, Kind] = field(default_factory=dict)
     returns: Structure | None = None
-
-
-Kind = tuple[torch.Size, torch.dtype]
 
 
 class Lesson:

@@ -138,9 +138,12 @@ class TaylorSeerCache(Strategy):
         if 0 <= self.disable_cache_after_step <= step.index:
             call.reason = f"from disable_cache_after_step {self.disable_cache_after_step} on"
             return True
-        computed = step.index in self.computed_steps(schedule)
-        call.reason = "planned" if computed else f"between computed steps, interval {self.cache_interval}"
-        return computed
+        if step.index in self.computed_steps(schedule):
+            call.reason = "planned"
+            return True
+        if call.may_reuse:
+            call.reason = f"between computed steps, interval {self.cache_interval}"
+        return False
 
     def computed_steps(self, schedule: Schedule) -> tuple[int, ...]:
         """The steps computed because of warm-up and interval."""
