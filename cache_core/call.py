@@ -76,6 +76,8 @@ class ModelCall:
                 stacks.append(stack := BlockStack(self.visit(number, Site("model", "")), self.plan, rehearses))
                 hooks.extend(self._along(stack))
             elif strategy.level in ("output", "model"):
+                if strategy.level == "model":
+                    self.run.report.note("no chain of blocks was found: only the whole model's output can be cached")
                 hooks.add(self.model, self._at(number, Site("output", "")))
             else:
                 for name, module in self.run.places(number, self.model).items():

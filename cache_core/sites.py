@@ -74,7 +74,7 @@ def at_module(visit: Visit, forward: Forward, args: tuple, kwargs: dict) -> Any:
     output = forward(*args, **kwargs)
     visit.unit_computed()
     if decision is FIRST_BLOCK:
-        visit.note("no chain of blocks was found in this model, so there is no first block to test: always computed")
+        visit.note("there is no first block to test, so every call is computed")
         return output
     features, structure = taken_apart(output)
     parts = split_rows(copied(features), visit.branch_count) if features else None
