@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from .discovery import Lesson, Passage
 from .features import Layout, Structure, relative_error
 from .hooks import HookRegistry
 from .report import CallRecord, Stopwatch
-from .sites import BlockStack, Branches, Rehearsal, at_module
+from .sites import BlockStack, Branches, Rehearsal, at_module, keep_passages
 from .step import Schedule, Step
 from .strategy import Site
 
@@ -70,50 +71,56 @@ class ModelCall:
     def through(self, forward: Callable[[], Any]) -> Any:
         """Run the model's own forward with every strategy stepping in where it belongs."""
         hooks, stacks = HookRegistry(), []
-        rehearses = self.model not in self.run.rehearsed
+        lesson = Lesson(self.model) if self.run.must_learn(self.model) else None
         for number, strategy in enumerate(self.run.strategies):
             if strategy.level == "model" and self.plan.chains:
-                stacks.append(stack := BlockStack(self.visit(number, Site("model", "")), self.plan, rehearses))
+                stacks.append(stack := BlockStack(self.visit(number, Site("model", "")), self.plan))
                 hooks.extend(self._along(stack))
-            elif strategy.level in ("output", "model"):
-                if strategy.level == "model":
-                    self.run.report.note("no chain of blocks was found: only the whole model's output can be cached")
+            elif strategy.level == "output" or (strategy.level == "model" and lesson is None):
                 hooks.add(self.model, self._at(number, Site("output", "")))
-            else:
+            elif not self.run.evaluation.is_learning:
                 for name, module in self.run.places(number, self.model).items():
                     hooks.add(module, self._at(number, Site(strategy.level, name)))
         returned: list[Any] = []
-        if stacks and stacks[0].given is not None:
+        if lesson is not None:
+            hooks.extend(lesson.watching())
             hooks.add(self.model, _noting_returns(returned))
         with hooks:
             output = forward()
-        for stack in stacks:
-            complete = stack.end()
-            if not complete and stack.answers is not None:
-                self._give_up()
-                self.run.report.note("the model did not run its blocks as learned; such calls are computed again")
-                return forward()
-            if complete and returned and self.kept_something:
-                self._rehearse(stack, forward, returned[0])
+        if lesson is not None:
+            self._learn(lesson, forward, returned)
+        if any([not stack.end() and stack.answers is not None for stack in stacks]):
+            self._give_up()
+            self.run.report.note("the model did not run its blocks as learned; such calls are computed again")
+            return forward()
         return output
 
-    def _rehearse(self, stack: BlockStack, forward: Callable[[], Any], computed: Any) -> None:
-        """Once a run: leave out the blocks that were just computed, and see whether the model returns the same.
+    def _learn(self, lesson: Lesson, forward: Callable[[], Any], computed: list[Any]) -> None:
+        """The first call of a run: what it taught is put to the test, and what it computed is kept."""
+        self.plan = lesson.plan()
+        self.run.learned(self.model, self.plan)
+        passages = [lesson.passage(chain) for chain in self.plan.chains]
+        if not passages or not self._rehearse(passages, forward, computed):
+            return
+        for number, strategy in enumerate(self.run.strategies):
+            if strategy.level == "model":
+                keep_passages(self.visit(number, Site("model", "")), self.plan, passages)
+
+    def _rehearse(self, passages: list[Passage], forward: Callable[[], Any], computed: list[Any]) -> bool:
+        """Leave out the blocks that were just computed: whether the model returns the same.
 
         A plan that was misread would make every reused call a wrong picture. Costs embedding, head and what else of the
-        model always runs, and waits for the device.
+        model always runs, once a run, and waits for the device.
         """
         returned: list[Any] = []
-        hooks = self._along(Rehearsal(self.plan, stack.given))
+        hooks = self._along(Rehearsal(self.plan, passages))
         hooks.add(self.model, _noting_returns(returned))
         with hooks:
             forward()
-        error = relative_error(returned[0], computed)
-        if error <= MOST_REHEARSAL_ERROR:
-            self.run.rehearsed.add(self.model)
-            return
-        self.run.refuse_plan(self.model, f"leaving them out changed the output by {error:.1%}")
-        self._give_up()
+        error = relative_error(returned, computed)
+        if error > MOST_REHEARSAL_ERROR:
+            self.run.refuse_plan(self.model, f"leaving them out changed the output by {error:.1%}")
+        return error <= MOST_REHEARSAL_ERROR
 
     def _give_up(self) -> None:
         self.run.forget(self.contexts)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .features import Path, Structure, at_path, is_feature, taken_apart, tensors_in
+from .features import Features, Path, Structure, at_path, copied, is_feature, taken_apart, tensors_in
 from .hooks import Around, HookRegistry
 
 SMALLEST_SHARE = 0.08  # of the parameters in all chains: refiners and heads below it cost next to nothing
@@ -85,7 +85,18 @@ class _Ran:
     gave: dict[Path, Tensor] = field(default_factory=dict)  # dropped likewise
     kinds_taken: dict[Path, Kind] = field(default_factory=dict)
     kinds_given: dict[Path, Kind] = field(default_factory=dict)
+    entered: dict[Path, Tensor] = field(default_factory=dict)  # first block: copies of what it took and passes on
+    left: dict[Path, Tensor] = field(default_factory=dict)  # first and last block: copies of what it gave
     returns: Structure | None = None
+
+
+@dataclass(frozen=True)
+class Passage:
+    """The streams of one chain in the call that was learned from; copies."""
+
+    entered: tuple[Tensor, ...]
+    after_first: tuple[Tensor | None, ...]
+    left: Features  # those that leave the chain
 
 
 class Lesson:
@@ -126,7 +137,18 @@ class Lesson:
                 kept.append(chain)
         return BlockPlan(tuple(kept), tuple(notes))
 
+    def passage(self, chain: Chain) -> Passage:
+        """What went through this chain."""
+        first, last = self.runs[chain.name][0], self.runs[chain.name][-1]
+        return Passage(
+            entered=tuple(first.entered[path] for path in chain.wirings[0].takes),
+            after_first=tuple(first.left.get(path) for path in chain.wirings[0].gives),
+            left=tuple(last.left[chain.wirings[-1].gives[stream]] for stream in chain.ends),
+        )
+
     def _watch(self, name: str, index: int) -> Around:
+        is_first, is_last = index == 0, index == len(self.lists[name]) - 1
+
         def watch(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             before = self.runs[name][-1] if self.runs[name] else None
             ran = _Ran(index, self._clock, self._running[-1] if self._running else None, tensors_in((args, kwargs)))
@@ -134,6 +156,7 @@ class Lesson:
             ran.kinds_taken = _kinds(ran.took)
             if before is not None:
                 ran.links = _links(before, ran.took)
+            entered = _copies(ran.took) if is_first else {}
             self._running.append(name)
             try:
                 output = forward(*args, **kwargs)
@@ -143,6 +166,9 @@ class Lesson:
                 before.took, before.gave = {}, {}
             ran.gave, ran.returns = tensors_in(output), taken_apart(output)[1]
             ran.kinds_given = _kinds(ran.gave)
+            passed_on = set(ran.kinds_given.values())
+            ran.entered = {path: copy for path, copy in entered.items() if ran.kinds_taken[path] in passed_on}
+            ran.left = _copies(ran.gave) if is_first or is_last else {}
             self.runs[name].append(ran)
             return output
 
@@ -187,6 +213,10 @@ class Lesson:
 
 def _kinds(tensors: dict[Path, Tensor]) -> dict[Path, Kind]:
     return {path: (tensor.shape, tensor.dtype) for path, tensor in tensors.items() if is_feature(tensor)}
+
+
+def _copies(tensors: dict[Path, Tensor]) -> dict[Path, Tensor]:
+    return {path: copied([tensor])[0] for path, tensor in tensors.items() if is_feature(tensor)}
 
 
 def _links(before: _Ran, taken: dict[Path, Tensor]) -> list[tuple[Path, Path]]:

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from .call import ModelCall
-from .discovery import BlockPlan, Lesson
+from .discovery import BlockPlan
 from .features import Layout, Structure, bytes_held
 from .report import Report, Stopwatch
 from .step import Schedule
@@ -31,7 +31,7 @@ class Evaluation:
 
     seen: dict[Hashable, int] = field(default_factory=dict)  # how often each context was called
     measures: dict[tuple[int, Site], float] = field(default_factory=dict)  # taken by the first branch, for all
-    is_learning: bool = False  # the block plan is being learned: nothing is cached
+    is_learning: bool = False  # the block plan was learned in it: nothing is kept at blocks and modules
     must_compute: set[int] = field(default_factory=set)  # strategies one of whose branches has nothing to reuse
 
 
@@ -50,7 +50,6 @@ class CacheRun:
         self.evaluation = Evaluation()
         self.memories: dict[tuple[Hashable, int, Site], Memory] = {}
         self._plans: dict[nn.Module, BlockPlan] = {}
-        self.rehearsed: set[nn.Module] = set()  # models whose plan was seen to be right
         self._places: dict[tuple[int, nn.Module], dict[str, nn.Module]] = {}
 
     def begin_evaluation(self) -> None:
@@ -74,7 +73,7 @@ class CacheRun:
         watch = Stopwatch(sigma.device)
         call = ModelCall(self, model, sigma, self._own_contexts(contexts))
         with watch:
-            output = self._learn(model, forward) if self._is_learning(model) else call.through(forward)
+            output = call.through(forward)
         self.report.add(call.record(tuple(labels or map(str, contexts)), watch))
         if call.kept_something:
             self.report.held(bytes_held([memory.state for memory in self.memories.values()]))
@@ -84,7 +83,6 @@ class CacheRun:
         """Drop everything kept. The report stays."""
         self.memories.clear()
         self._plans.clear()
-        self.rehearsed.clear()
         self._places.clear()
         self.begin_evaluation()
 
@@ -103,6 +101,21 @@ class CacheRun:
     def plan_of(self, model: nn.Module) -> BlockPlan:
         """The model's chains of blocks, as far as they are known."""
         return self._plans.get(model, BlockPlan())
+
+    def must_learn(self, model: nn.Module) -> bool:
+        """Whether a strategy needs the model's chains of blocks, and they are not known yet."""
+        needed = any(strategy.level != "output" for strategy in self.strategies) and model not in self._plans
+        self.evaluation.is_learning |= needed
+        return needed
+
+    def learned(self, model: nn.Module, plan: BlockPlan) -> None:
+        """The model's chains of blocks, and what else the user should know of them."""
+        self._plans[model] = plan
+        self.report.blocks = str(plan)
+        for note in plan.notes:
+            self.report.note(note)
+        if not plan.chains:
+            self.report.note("no chain of blocks was found: only the whole model's output can be cached")
 
     def refuse_plan(self, model: nn.Module, why: str) -> None:
         """The chains of this model were misread: it has none from here on."""
@@ -132,23 +145,6 @@ class CacheRun:
             self.evaluation.seen[context] = turn + 1
             own.append((context, turn))
         return tuple(own)
-
-    def _is_learning(self, model: nn.Module) -> bool:
-        if any(strategy.level != "output" for strategy in self.strategies) and model not in self._plans:
-            self.evaluation.is_learning = True
-        return self.evaluation.is_learning
-
-    def _learn(self, model: nn.Module, forward: Callable[[], Any]) -> Any:
-        if model in self._plans:
-            return forward()
-        lesson = Lesson(model)
-        with lesson.watching():
-            output = forward()
-        plan = self._plans[model] = lesson.plan()
-        self.report.blocks = str(plan)
-        for note in plan.notes:
-            self.report.note(note)
-        return output
 
 
 def _modules_inside(blocks: dict[str, nn.Module], strategy: Strategy) -> dict[str, nn.Module]:

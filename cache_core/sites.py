@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .discovery import BlockPlan
+from .discovery import BlockPlan, Passage
 from .features import (
     Features,
     copied,
@@ -93,7 +93,7 @@ class BlockStack:
     ControlNet's signal say, is part of the residual and must not be counted twice.
     """
 
-    def __init__(self, visit: Visit, plan: BlockPlan, rehearses: bool = False) -> None:
+    def __init__(self, visit: Visit, plan: BlockPlan) -> None:
         self.plan = plan
         self.visit = visit
         self.branches: Branches | None = None
@@ -101,7 +101,6 @@ class BlockStack:
         self.anchors: dict[int, list[Tensor]] = {}  # computing: what entered each chain
         self.finished: dict[int, list[Tensor]] = {}  # what leaves a chain: the residual, or the answer
         self.expected = [0] * len(plan.chains)  # which block of each chain runs next
-        self.given: dict[int, Features] | None = {} if rehearses else None  # copies of what left each chain
         self.as_learned = True  # False once the model runs its blocks unlike the call that was learned from
 
     def block(self, chain: int, index: int, forward: Forward, args: tuple, kwargs: dict) -> Any:
@@ -181,8 +180,6 @@ class BlockStack:
             self.visit.unit_computed()
             if is_last and self.answers is None:
                 leaving = wiring.streams_out(output)
-                if self.given is not None:
-                    self.given[chain] = copied([leaving[stream] for stream in members.ends])
                 self.finished[chain] = [
                     torch.sub(leaving[stream].detach(), anchor, out=anchor)
                     for stream, anchor in zip(members.ends, self.anchors.pop(chain))
@@ -194,11 +191,35 @@ class BlockStack:
         return wiring.returned(streams)
 
 
-class Rehearsal:
-    """Passes through the chains without computing anything: each gives what it gave before."""
+def keep_passages(visit: Visit, plan: BlockPlan, passages: Sequence[Passage]) -> None:
+    """Give the strategy what the call that was learned from computed along the stack."""
+    first, chain = passages[0], plan.chains[0]
+    branches, anchors = visit.branches(rows_layout(first.entered, visit.branch_count)), first.entered
+    visit.units_computed = visit.units
+    if branches.decide() is FIRST_BLOCK:
+        residual = first.after_first[chain.main] - first.entered[chain.main]
+        parts = split_rows([residual], visit.branch_count)
+        if parts is None:
+            return
+        branches.decide(parts)
+        anchors = first.after_first
+    entering = [anchors, *(passage.entered for passage in passages[1:])]
+    residuals = [
+        left - anchors[stream]
+        for members, passage, anchors in zip(plan.chains, passages, entering)
+        for stream, left in zip(members.ends, passage.left)
+    ]
+    parts = split_rows(residuals, visit.branch_count)
+    if parts is not None:
+        branches.keep(parts)
+        visit.kept()
 
-    def __init__(self, plan: BlockPlan, given: dict[int, Features]) -> None:
-        self.plan, self.given = plan, given
+
+class Rehearsal:
+    """Passes through the chains without computing anything: each gives what it gave in the call learned from."""
+
+    def __init__(self, plan: BlockPlan, passages: Sequence[Passage]) -> None:
+        self.plan, self.passages = plan, passages
 
     def block(self, chain: int, index: int, forward: Forward, args: tuple, kwargs: dict) -> Any:
         """Stands in for one block's forward."""
@@ -207,6 +228,6 @@ class Rehearsal:
         if index == 0:
             streams = list(copied(streams))
         if index == len(members.blocks) - 1:
-            for stream, value in zip(members.ends, self.given[chain]):
+            for stream, value in zip(members.ends, copied(self.passages[chain].left)):
                 streams[stream] = value
         return members.wirings[index].returned(streams)

@@ -238,10 +238,9 @@ def test_replaying_the_same_inputs_gives_the_same_output(demo, comfy, block_coun
         begin_evaluation(lambda *_: None, x, sigma, {"transformer_options": {KEY: run}})
         return model.model.apply_model(x, sigma, **inputs, control=control if signal else None)
 
-    learned, computed = evaluate(), evaluate()
+    computed = evaluate()
     block_counts.clear()
     replayed = evaluate()
-    assert torch.equal(learned, computed)
     assert sum(block_counts.values()) == probes
     velocity, replayed_velocity = x - computed, x - replayed
     assert ((replayed_velocity - velocity).norm() / velocity.norm()).item() <= 1e-6

@@ -64,8 +64,8 @@ def replay_error(model):
     sampling, before = Sampling(model, (ReuseAlways(),), branches=(POSITIVE,)), runs_in(model)
     outputs = [sampling.call_on(first_latent(), index) for index in range(3)]
     assert sampling.report.calls[-1].action == "reused"
-    assert runs_in(model) - before == 2 * sum(isinstance(module, Block) for module in model.modules())
-    return relative_error(outputs[2], outputs[1])
+    assert runs_in(model) - before == sum(isinstance(module, Block) for module in model.modules())
+    return relative_error(outputs[2], outputs[0])
 
 
 def test_the_toy_has_two_chains(toy):
@@ -356,7 +356,7 @@ def test_the_first_evaluation_learns_whatever_the_layout(toy):
     for index in range(3):
         sampling.predict(dict.fromkeys(sampling.branches, first_latent()), index)
     assert [call.reason for call in sampling.report.calls[:2]] == ["learning the model's blocks"] * 2
-    assert [call.action for call in sampling.report.calls] == ["computed"] * 4 + ["reused"] * 2
+    assert [call.action for call in sampling.report.calls] == ["computed"] * 2 + ["reused"] * 4
 
 
 def test_an_output_strategy_needs_no_lesson(toy):

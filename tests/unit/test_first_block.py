@@ -47,7 +47,7 @@ def test_a_straight_line_is_closer_than_plain_reuse():
         strategy = FirstBlockCache(residual_diff_threshold=1.0, max_order=max_order, max_consecutive_cache_hits=2)
         sampling = Sampling(Toy(), (strategy,))
         errors.append(relative_error(sampling.sample(first_latent()), exact))
-        assert decisions(sampling) == "ccrrcrrcrrcr"
+        assert decisions(sampling) == "crrcrrcrrcrr"
     assert errors[1] < errors[0] / 2
 
 
@@ -66,7 +66,7 @@ def test_only_the_share_asked_for_is_reused(toy, start, end):
     sampling = Sampling(toy, (strategy,))
     sampling.sample(first_latent())
     reused = [call.step.index for call in sampling.report.calls if call.action != "computed"]
-    assert reused == [index for index in range(2, 12) if start * 12 <= index <= end * 12]
+    assert reused == [index for index in range(1, 12) if start * 12 <= index <= end * 12]
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -86,7 +86,7 @@ def test_one_bad_call_between_good_ones_is_computed_and_forgotten(toy):
     outputs = [
         sampling.call_on(first_latent() * (math.nan if index == 3 else 1 + index / 50), index) for index in range(7)
     ]
-    assert decisions(sampling) == "ccrccrr"
+    assert decisions(sampling) == "crrccrr"
     assert not any(output.isnan().any() for index, output in enumerate(outputs) if index != 3)
 
 
@@ -125,7 +125,8 @@ def test_a_jump_is_computed(toy):
     sampling = Sampling(toy, (FirstBlockCache(residual_diff_threshold=0.2),), branches=(POSITIVE,))
     for index in range(6):
         sampling.call_on(first_latent() * (20 if index >= 4 else 1), index)
-    assert decisions(sampling)[2:5] == "rrc"
+    assert "r" in decisions(sampling)[:4]
+    assert decisions(sampling)[4] == "c"
 
 
 def test_a_batch_is_as_changed_as_its_most_changed_row():
