@@ -33,11 +33,9 @@ def main() -> None:
     cases = {
         "First Block Cache, 0.08": FirstBlockCache(residual_diff_threshold=0.08),
         "First Block Cache, 0.12": FirstBlockCache(),
-        "First Block Cache, 0.2": FirstBlockCache(residual_diff_threshold=0.2),
         "First Block Cache, 0.3": FirstBlockCache(residual_diff_threshold=0.3),
         "TaylorSeer, interval 2": TaylorSeerCache(cache_interval=2),
         "TaylorSeer, interval 3": TaylorSeerCache(cache_interval=3),
-        "TaylorSeer, interval 3, level model": TaylorSeerCache(cache_interval=3, cache_level="model"),
         "TaylorSeer, interval 5": TaylorSeerCache(cache_interval=5),
         "TaylorSeer as published, interval 3": TaylorSeerCache(cache_interval=3, spacing="steps", weights="recursion"),
     }
