@@ -89,7 +89,8 @@ class ModelCall:
             output = forward()
         if lesson is not None:
             self._learn(lesson, forward, returned)
-        if any([not stack.end() and stack.answers is not None for stack in stacks]):
+        misled = [stack for stack in stacks if not stack.end() and stack.answers is not None]
+        if misled:
             self._give_up()
             self.run.report.note("the model did not run its blocks as learned; such calls are computed again")
             return forward()
