@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from .attention import Kind, kind_of
 from .discovery import Lesson, Passage
 from .features import Layout, Structure, relative_error
 from .hooks import HookRegistry
 from .report import CallRecord, Stopwatch
-from .sites import BlockStack, Branches, Rehearsal, at_module, keep_passages
+from .sites import BlockStack, Branches, Rehearsal, at_guidance, at_module, keep_passages
 from .step import Schedule, Step
 from .strategy import Site
 
@@ -25,11 +26,11 @@ MOST_REHEARSAL_ERROR = 0.01  # of the output's norm: a plan read right gives 0 b
 
 
 class SigmaReading:
-    """A sigma on the device, and its value once that has been read."""
+    """A sigma on the device, and its value once that has been read, or where it is known already."""
 
-    def __init__(self, sigma: Tensor) -> None:
+    def __init__(self, sigma: Tensor, value: float | None = None) -> None:
         self.tensor = sigma.detach().to(torch.float32).max()
-        self._value: float | None = None
+        self._value = value
 
     @property
     def value(self) -> float:
@@ -40,6 +41,8 @@ class SigmaReading:
 
     def read_with(self, other: Tensor) -> float:
         """Another number's value; the sigma is read in the same transfer."""
+        if self._value is not None:
+            return other.item()
         value, self._value = torch.stack((other.to(self.tensor), self.tensor)).tolist()
         return value
 
@@ -47,10 +50,12 @@ class SigmaReading:
 class ModelCall:
     """One forward pass of the model, for one branch or several joined in a batch."""
 
-    def __init__(self, run: CacheRun, model: nn.Module, sigma: Tensor, contexts: tuple[Hashable, ...]) -> None:
-        self.run, self.model, self.contexts = run, model, contexts
+    def __init__(self, run: CacheRun, model: nn.Module, sigma: SigmaReading, contexts: tuple[Hashable, ...]) -> None:
+        self.run, self.model, self.sigma, self.contexts = run, model, sigma, contexts
         self.plan = run.plan_of(model)
-        self._sigma = SigmaReading(sigma)
+        self.watch = Stopwatch(sigma.tensor.device)
+        self._running: list[str] = []  # the blocks that run now, by name, outermost first
+        self._is_inside_attention = False
         self._turns: dict[tuple[int, str], int] = {}
         self.visits: list[Visit] = []
         self.kept_something = False
@@ -58,14 +63,14 @@ class ModelCall:
     @property
     def step(self) -> Step:
         """Where in the schedule this call is. Waits for the device the first time."""
-        return self.run.schedule.step_at(self._sigma.value)
+        return self.run.schedule.step_at(self.sigma.value)
 
     def measured(self, number: int, site: Site, measure: Callable[[Tensor], Tensor]) -> float:
         """The evaluation's measure at this site, read together with the sigma so that the device is waited for once."""
         measures = self.run.evaluation.measures
         if (number, site) not in measures:
-            value = measure(self.run.schedule.time_of(self._sigma.tensor))
-            measures[number, site] = self._sigma.read_with(value)
+            value = measure(self.run.schedule.time_of(self.sigma.tensor))
+            measures[number, site] = self.sigma.read_with(value)
         return measures[number, site]
 
     def through(self, forward: Callable[[], Any]) -> Any:
@@ -73,14 +78,16 @@ class ModelCall:
         hooks, stacks = HookRegistry(), []
         lesson = Lesson(self.model) if self.run.must_learn(self.model) else None
         for number, strategy in enumerate(self.run.strategies):
-            if strategy.level == "model" and self.plan.chains:
+            if "model" in strategy.levels and self.plan.chains:
                 stacks.append(stack := BlockStack(self.visit(number, Site("model", "")), self.plan))
                 hooks.extend(self._along(stack))
-            elif strategy.level == "output" or (strategy.level == "model" and lesson is None):
+            elif "output" in strategy.levels or ("model" in strategy.levels and lesson is None):
                 hooks.add(self.model, self._at(number, Site("output", "")))
-            elif not self.run.evaluation.is_learning:
-                for name, module in self.run.places(number, self.model).items():
-                    hooks.add(module, self._at(number, Site(strategy.level, name)))
+            for module, site in self.run.places(number, self.model):
+                hooks.add(module, self._at(number, site))
+        if self.run.steps_in_at("attention"):
+            for name, block in self.run.blocks_of(self.model).items():
+                hooks.add(block, self._naming(name))
         returned: list[Any] = []
         if lesson is not None:
             hooks.extend(lesson.watching())
@@ -96,15 +103,41 @@ class ModelCall:
             return forward()
         return output
 
+    def attention(self, forward: Callable[..., Any], args: tuple, kwargs: dict) -> Any:
+        """One attention operation. It is a site where no attention module around it is one."""
+        if not self._running or self._is_inside_attention:
+            return forward(*args, **kwargs)
+        site = Site("attention", self._running[-1], kind=_kind_of_operation(self._running[-1], args))
+        for number, strategy in enumerate(self.run.strategies):
+            if "attention" in strategy.levels and strategy.steps_in_at(site):
+                forward = partial(self._at(number, site), forward)
+        return forward(*args, **kwargs)
+
+    def guided(self, predict: Callable[[bool, bool], tuple]) -> tuple[tuple[Tensor, Tensor], bool]:
+        """Both noise predictions of one evaluation, and whether a strategy stood in for the one without the prompt."""
+        evaluation = self.run.evaluation
+        number = next(i for i, strategy in enumerate(self.run.strategies) if "guidance" in strategy.levels)
+        visit = self.visit(number, Site("guidance", ""))
+
+        def noting_branches(conditional: bool, unconditional: bool) -> tuple:
+            evaluation.without_unconditional = not unconditional
+            evaluation.all_compute |= unconditional and self.run.previous.without_unconditional
+            return predict(conditional, unconditional)
+
+        predictions = at_guidance(visit, noting_branches)
+        return predictions, visit.was_answered
+
     def _learn(self, lesson: Lesson, forward: Callable[[], Any], computed: list[Any]) -> None:
         """The first call of a run: what it taught is put to the test, and what it computed is kept."""
         self.plan = lesson.plan()
         self.run.learned(self.model, self.plan)
+        if not self.run.steps_in_at("model"):
+            return
         passages = [lesson.passage(chain) for chain in self.plan.chains]
         if not passages or not self._rehearse(passages, forward, computed):
             return
         for number, strategy in enumerate(self.run.strategies):
-            if strategy.level == "model":
+            if "model" in strategy.levels:
                 keep_passages(self.visit(number, Site("model", "")), self.plan, passages)
 
     def _rehearse(self, passages: list[Passage], forward: Callable[[], Any], computed: list[Any]) -> bool:
@@ -138,28 +171,44 @@ class ModelCall:
         """This strategy at this site, in this call."""
         turn = self._turns.get((number, site.name), 0)
         self._turns[number, site.name] = turn + 1
-        self.visits.append(visit := Visit(self, number, Site(site.level, site.name, turn)))
+        self.visits.append(visit := Visit(self, number, replace(site, turn=turn)))
         return visit
 
-    def record(self, labels: tuple[str, ...], watch: Stopwatch) -> CallRecord:
+    def record(self, labels: tuple[str, ...]) -> CallRecord:
         """What this call did, for the report."""
         total = sum(visit.units for visit in self.visits)
         answers = [visit for visit in self.visits if visit.was_answered]
         told = next((call for visit in answers or self.visits for call in visit.calls), None)
         learning = self.run.evaluation.is_learning
         return CallRecord(
-            step_of_call=partial(_step_at, self.run.schedule, self._sigma),
+            step_of_call=partial(_step_at, self.run.schedule, self.sigma),
             branches=labels,
             action="computed" if not answers else "forecast" if told.order else "reused",
             reason="learning the model's blocks" if learning else told.reason if told else "",
             measure=told.measure if told else None,
             computed_share=sum(visit.units_computed for visit in self.visits) / total if total else 1.0,
-            watch=watch,
+            watch=self.watch,
+            evaluation=self.run.evaluation.number,
         )
 
     def _at(self, number: int, site: Site) -> Callable[..., Any]:
         def around(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-            return at_module(self.visit(number, site), forward, args, kwargs)
+            outer = self._is_inside_attention
+            self._is_inside_attention |= site.level == "attention"
+            try:
+                return at_module(self.visit(number, site), forward, args, kwargs)
+            finally:
+                self._is_inside_attention = outer
+
+        return around
+
+    def _naming(self, block: str) -> Callable[..., Any]:
+        def around(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+            self._running.append(block)
+            try:
+                return forward(*args, **kwargs)
+            finally:
+                self._running.pop()
 
         return around
 
@@ -193,7 +242,7 @@ class Visit:
         self._memories = [run.memory(context, self.number, self.site) for context in self.call.contexts]
         if any(memory.layout != layout for memory in self._memories):
             run.evaluation.must_compute.add(self.number)
-        may_reuse = self.number not in run.evaluation.must_compute
+        may_reuse = self.number not in run.evaluation.must_compute and not run.evaluation.all_compute
         self.calls = [BranchCall(self.call, self.number, self.site, may_reuse) for _ in self._memories]
         arounds = [strategy.around(call, memory.state) for call, memory in zip(self.calls, self._memories)]
         return Branches(arounds, may_reuse)
@@ -240,6 +289,9 @@ class BranchCall:
     def measured(self, measure: Callable[[Tensor], Tensor]) -> float:
         return self.model_call.measured(self.number, self.site, measure)
 
+    def note(self, text: str) -> None:
+        self.model_call.run.report.note(text)
+
 
 def _handing_over(stand_in: Callable[..., Any]) -> Callable[..., Any]:
     def around(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -254,6 +306,12 @@ def _noting_returns(returned: list[Any]) -> Callable[..., Any]:
         return returned[-1]
 
     return around
+
+
+def _kind_of_operation(block: str, args: tuple) -> Kind:
+    """The kind of attention(query, key, value, ...), each (rows, tokens, ...) or (rows, heads, tokens, channels)."""
+    query, key = args[:2]
+    return "cross" if query.shape[-2] != key.shape[-2] else kind_of(block)
 
 
 def _step_at(schedule: Schedule, sigma: SigmaReading) -> Step:

@@ -89,6 +89,11 @@ class _Ran:
     left: dict[Path, Tensor] = field(default_factory=dict)  # first and last block: copies of what it gave
     returns: Structure | None = None
 
+    @property
+    def foreign(self) -> set[int]:
+        """Ids of the tensors that went in and did not come out."""
+        return {id(tensor) for tensor in self.took.values()} - {id(tensor) for tensor in self.gave.values()}
+
 
 @dataclass(frozen=True)
 class Passage:
@@ -103,7 +108,7 @@ class Lesson:
     """Watches one ordinary call of a model. Use `with lesson.watching():` around it, then `lesson.plan()`."""
 
     def __init__(self, model: nn.Module) -> None:
-        self.lists = dict(_candidates(model))
+        self.lists = dict(block_lists(model))
         self.runs: dict[str, list[_Ran]] = {name: [] for name in self.lists}
         self._running: list[str] = []
         self._clock = 0
@@ -155,7 +160,7 @@ class Lesson:
             self._clock += 1
             ran.kinds_taken = _kinds(ran.took)
             if before is not None:
-                ran.links = _links(before, ran.took)
+                ran.links = _links(before.gave, ran.took, before.foreign)
             entered = _copies(ran.took) if is_first else {}
             self._running.append(name)
             try:
@@ -181,9 +186,12 @@ class Lesson:
             return "its blocks do not each run once, in order"
         if any(ran.inside for ran in runs):
             return "it runs inside another block"
-        votes = Counter(link for ran in runs[1:] for link in ran.links)
+        if len(runs) == 1:  # a single block: it would feed another one like itself
+            runs[0].links = _links(runs[0].gave, runs[0].took, foreign=set())
+        linked = runs[1:] or runs
+        votes = Counter(link for ran in linked for link in ran.links)
         streams = sorted(
-            (link for link, count in votes.items() if 2 * count >= len(runs) - 1),
+            (link for link, count in votes.items() if 2 * count >= len(linked)),
             key=lambda link: [str(key) for key in link[0]],
         )
         streams = [(gives, takes) for gives, takes in streams if all(takes in ran.kinds_taken for ran in runs)]
@@ -219,36 +227,31 @@ def _copies(tensors: dict[Path, Tensor]) -> dict[Path, Tensor]:
     return {path: copied([tensor])[0] for path, tensor in tensors.items() if is_feature(tensor)}
 
 
-def _links(before: _Ran, taken: dict[Path, Tensor]) -> list[tuple[Path, Path]]:
+def _links(given: dict[Path, Tensor], taken: dict[Path, Tensor], foreign: set[int]) -> list[tuple[Path, Path]]:
     """Which input each tensor given by the block before arrives at: the same object, else the only one alike.
 
-    What the block before took too has not come from it.
+    `foreign` are the ids of those that have not come from it.
     """
     links: list[tuple[Path, Path]] = []
-    old = {id(tensor) for tensor in before.took.values()} - {id(tensor) for tensor in before.gave.values()}
-    for gives, tensor in before.gave.items():
+    for gives, tensor in given.items():
         free = [path for path in taken if is_feature(taken[path]) and path not in {arrived for _, arrived in links}]
         same = [path for path in free if taken[path] is tensor]
         alike = [
             path
             for path in free
-            if (taken[path].shape, taken[path].dtype) == (tensor.shape, tensor.dtype) and id(taken[path]) not in old
+            if (taken[path].shape, taken[path].dtype) == (tensor.shape, tensor.dtype) and id(taken[path]) not in foreign
         ]
         if same or len(alike) == 1:
             links.append((gives, (same or alike)[0]))
     return links
 
 
-def _candidates(model: nn.Module) -> Iterator[tuple[str, dict[str, nn.Module]]]:
-    """Lists of at least two modules of one class that own parameters."""
+def block_lists(model: nn.Module) -> Iterator[tuple[str, dict[str, nn.Module]]]:
+    """Lists of modules of one class that own parameters: what may be a chain of blocks, by dotted name."""
     for name, module in model.named_modules():
         if isinstance(module, (nn.ModuleList, nn.ModuleDict)):
             blocks = dict(module.named_children())
-            if (
-                len(blocks) > 1
-                and len({type(block) for block in blocks.values()}) == 1
-                and all(map(weights_in, blocks.values()))
-            ):
+            if len({type(block) for block in blocks.values()}) == 1 and all(map(weights_in, blocks.values())):
                 yield name, blocks
 
 

@@ -56,6 +56,7 @@ class CallRecord:
     measure: float | None  # what the strategy compared with its threshold
     computed_share: float  # of the blocks, or of the sites where the strategy has others
     watch: Stopwatch | None
+    evaluation: int = 0  # all model calls of one evaluation have its number
     step: Step | None = None
     seconds: float = 0.0
 
@@ -116,14 +117,19 @@ class Report:
     @property
     def computed_share(self) -> float:
         """Share of the blocks' (or sites') runs that were computed: 1.0 is all."""
-        return sum(call.computed_share for call in self.calls) / len(self.calls) if self.calls else 1.0
+        branches = sum(len(call.branches) for call in self.calls)
+        return sum(call.computed_share * len(call.branches) for call in self.calls) / branches if branches else 1.0
 
     @property
     def speed_up(self) -> float | None:
-        """Of the model calls, against this run's own computed calls (their median). None if none was computed."""
-        computed = [call.seconds for call in self.calls if call.action == "computed"]
-        total = sum(call.seconds for call in self.calls)
-        return median(computed) * len(self.calls) / total if computed and total else None
+        """Of the model calls, against this run's own computed evaluations (their median). None if none was computed."""
+        seconds: dict[int, float] = {}
+        for call in self.calls:
+            seconds[call.evaluation] = seconds.get(call.evaluation, 0.0) + call.seconds
+        reusing = {call.evaluation for call in self.calls if call.action != "computed"}
+        computed = [spent for evaluation, spent in seconds.items() if evaluation not in reusing]
+        total = sum(seconds.values())
+        return median(computed) * len(seconds) / total if computed and total else None
 
     def as_dict(self) -> dict[str, Any]:
         """Everything, ready for JSON."""

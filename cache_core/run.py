@@ -8,12 +8,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .call import ModelCall
-from .discovery import BlockPlan
+from .attention import is_attention, kind_of
+from .call import ModelCall, SigmaReading
+from .discovery import BlockPlan, block_lists
 from .features import Layout, Structure, bytes_held
-from .report import Report, Stopwatch
+from .report import Report
 from .step import Schedule
-from .strategy import Site, Strategy
+from .strategy import Level, Site, Strategy
 
 
 @dataclass
@@ -29,10 +30,14 @@ class Memory:
 class Evaluation:
     """One evaluation of the noise prediction: the model calls, one or several, of all branches at one point."""
 
-    seen: dict[Hashable, int] = field(default_factory=dict)  # how often each context was called
+    number: int = 0
+    seen: set[tuple[Hashable, int]] = field(default_factory=set)  # contexts that were called, and for which time
     measures: dict[tuple[int, Site], float] = field(default_factory=dict)  # taken by the first branch, for all
-    is_learning: bool = False  # the block plan was learned in it: nothing is kept at blocks and modules
     must_compute: set[int] = field(default_factory=set)  # strategies one of whose branches has nothing to reuse
+    all_compute: bool = False  # a branch is back after evaluations without it: what it keeps is old
+    without_unconditional: bool = False  # that branch was not run
+    is_learning: bool = False  # the block plan was learned in it
+    sigma: SigmaReading | None = None  # of all its calls, where that is known
 
 
 class CacheRun:
@@ -47,14 +52,20 @@ class CacheRun:
         self.strategies = tuple(strategy for strategy in strategies if not strategy.is_off)
         self.schedule = schedule
         self.report = Report(strategies=tuple(strategies), steps=schedule.count)
-        self.evaluation = Evaluation()
+        self.evaluation, self.previous = Evaluation(), Evaluation()
         self.memories: dict[tuple[Hashable, int, Site], Memory] = {}
+        self._call: ModelCall | None = None
         self._plans: dict[nn.Module, BlockPlan] = {}
-        self._places: dict[tuple[int, nn.Module], dict[str, nn.Module]] = {}
+        self._places: dict[tuple[int, nn.Module], list[tuple[nn.Module, Site]]] = {}
 
-    def begin_evaluation(self) -> None:
-        """The sampler asks for the noise prediction once more."""
-        self.evaluation = Evaluation()
+    def begin_evaluation(self, sigma: SigmaReading | None = None) -> None:
+        """The sampler asks for the noise prediction once more; of all branches at this sigma, where that is known."""
+        self.previous = self.evaluation
+        self.evaluation = Evaluation(self.previous.number + 1, sigma=sigma)
+
+    def steps_in_at(self, level: Level) -> bool:
+        """Whether one of the strategies works at this level."""
+        return any(level in strategy.levels for strategy in self.strategies)
 
     def call_model(
         self,
@@ -70,27 +81,61 @@ class CacheRun:
         old features unusable (another prompt, window, shape, model instance) belongs into the key. `labels` names the
         branches in the report.
         """
-        watch = Stopwatch(sigma.device)
-        call = ModelCall(self, model, sigma, self._own_contexts(contexts))
-        with watch:
-            output = call.through(forward)
-        self.report.add(call.record(tuple(labels or map(str, contexts)), watch))
-        if call.kept_something:
-            self.report.held(bytes_held([memory.state for memory in self.memories.values()]))
+        call, outer = self._new_call(model, sigma, contexts), self._call
+        self._call = call
+        try:
+            with call.watch:
+                output = call.through(forward)
+        finally:
+            self._call = outer
+        self.report.add(call.record(tuple(labels) or tuple(map(str, contexts))))
+        self._tell_held(call)
         return output
+
+    def call_attention(self, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Run one attention operation, `forward(*args, **kwargs)`, inside a model call.
+
+        For adapters that can step in there: a model whose blocks have no attention modules has no other such site.
+        """
+        return forward(*args, **kwargs) if self._call is None else self._call.attention(forward, args, kwargs)
+
+    def call_guidance(
+        self,
+        model: nn.Module,
+        predict: Callable[[bool, bool], tuple[Tensor | None, Tensor | None]],
+        sigma: Tensor,
+        context: Hashable,
+        label: str = "negative",
+    ) -> tuple[Tensor, Tensor]:
+        """The noise predictions of one evaluation with and without the prompt, by `predict(with, without)`.
+
+        `predict` makes model calls for those predictions that are wanted, the other is None. `context` and `label` are
+        those of the branch without the prompt; both predictions have the latent's shape.
+        """
+        call = self._new_call(model, sigma, [("guidance", context)])
+        self.evaluation.sigma = call.sigma
+        try:
+            predictions, stood_in = call.guided(predict)
+        finally:
+            self.evaluation.sigma = None
+        if stood_in:
+            self.report.add(call.record((label,)))
+        self._tell_held(call)
+        return predictions
 
     def free(self) -> None:
         """Drop everything kept. The report stays."""
         self.memories.clear()
         self._plans.clear()
         self._places.clear()
-        self.begin_evaluation()
+        self._call = None
+        self.evaluation, self.previous = Evaluation(), Evaluation()
 
     def memory(self, context: Hashable, number: int, site: Site) -> Memory:
         """What this branch keeps at this site for strategy `number`."""
         key = (context, number, site)
         if key not in self.memories:
-            self.memories[key] = Memory(self.strategies[number].new_state())
+            self.memories[key] = Memory(self.strategies[number].new_state(site))
         return self.memories[key]
 
     def forget(self, contexts: Sequence[Hashable]) -> None:
@@ -104,13 +149,16 @@ class CacheRun:
 
     def must_learn(self, model: nn.Module) -> bool:
         """Whether a strategy needs the model's chains of blocks, and they are not known yet."""
-        needed = any(strategy.level != "output" for strategy in self.strategies) and model not in self._plans
+        levels = {level for strategy in self.strategies for level in strategy.levels}
+        needed = bool(levels - {"output", "guidance"}) and model not in self._plans
         self.evaluation.is_learning |= needed
         return needed
 
     def learned(self, model: nn.Module, plan: BlockPlan) -> None:
         """The model's chains of blocks, and what else the user should know of them."""
         self._plans[model] = plan
+        self._places.clear()
+        self._forget_sites_outside(plan)
         self.report.blocks = str(plan)
         for note in plan.notes:
             self.report.note(note)
@@ -123,36 +171,102 @@ class CacheRun:
         self._places.clear()
         self.report.note(f"the model's blocks could not be read ({why}), so they always run")
 
-    def places(self, number: int, model: nn.Module) -> dict[str, nn.Module]:
-        """The modules at which strategy `number` steps in on its own, by name: blocks, or modules inside them."""
+    def blocks_of(self, model: nn.Module) -> dict[str, nn.Module]:
+        """The model's blocks by name; before its chains are known, all that may be blocks."""
+        if model in self._plans:
+            return {
+                name: block for chain in self._plans[model].chains for name, block in zip(chain.names, chain.blocks)
+            }
+        return _without_inner(
+            {f"{name}.{key}": block for name, blocks in block_lists(model) for key, block in blocks.items()}
+        )
+
+    def places(self, number: int, model: nn.Module) -> list[tuple[nn.Module, Site]]:
+        """Where strategy `number` steps in on its own: at blocks, or at modules inside them."""
         if (number, model) not in self._places:
-            strategy, plan = self.strategies[number], self.plan_of(model)
-            places = {name: block for chain in plan.chains for name, block in zip(chain.names, chain.blocks)}
-            if strategy.level == "module":
-                places = _modules_inside(places, strategy)
-            if not places:
-                self.report.note(
-                    f"no chain of blocks was found in this model, so level {strategy.level} has nothing to cache"
-                )
+            blocks, places = self.blocks_of(model), []
+            for level in self.strategies[number].levels:
+                if level in _SITES_OF:
+                    places += _SITES_OF[level](blocks, self.strategies[number])
+                    if not blocks:
+                        self.report.note(
+                            f"no chain of blocks was found in this model, so level {level} has nothing to cache"
+                        )
             self._places[number, model] = places
         return self._places[number, model]
+
+    def _new_call(self, model: nn.Module, sigma: Tensor, contexts: Sequence[Hashable]) -> ModelCall:
+        own = self._own_contexts(contexts)
+        self.evaluation.all_compute |= not set(own) <= set(self.previous.seen)
+        return ModelCall(self, model, self.evaluation.sigma or SigmaReading(sigma), own)
+
+    def _tell_held(self, call: ModelCall) -> None:
+        if call.kept_something:
+            self.report.held(bytes_held([memory.state for memory in self.memories.values()]))
+
+    def _forget_sites_outside(self, plan: BlockPlan) -> None:
+        """Drop what was kept, before the chains were known, in lists that are none."""
+        names = {name for chain in plan.chains for name in chain.names}
+        for key in [key for key in self.memories if key[2].level in _SITES_OF]:
+            name = key[2].name
+            if name not in names and not any(name.startswith(f"{block}.") for block in names):
+                del self.memories[key]
 
     def _own_contexts(self, contexts: Sequence[Hashable]) -> tuple[Hashable, ...]:
         """Apart from other calls of the same branch in this evaluation, such as a guidance's second look."""
         own = []
         for context in contexts:
-            turn = self.evaluation.seen.get(context, 0)
-            self.evaluation.seen[context] = turn + 1
+            turn = 0
+            while (context, turn) in self.evaluation.seen:
+                turn += 1
+            self.evaluation.seen.add((context, turn))
             own.append((context, turn))
         return tuple(own)
 
 
-def _modules_inside(blocks: dict[str, nn.Module], strategy: Strategy) -> dict[str, nn.Module]:
-    """The places the strategy chooses in each block, without those inside another."""
+def _blocks(blocks: dict[str, nn.Module], strategy: Strategy) -> list[tuple[nn.Module, Site]]:
+    return [(block, Site("block", name)) for name, block in blocks.items()]
+
+
+def _modules_inside(blocks: dict[str, nn.Module], strategy: Strategy) -> list[tuple[nn.Module, Site]]:
+    """The modules that the strategy chooses in each block."""
     places: dict[str, nn.Module] = {}
     for name, block in blocks.items():
-        modules = dict(block.named_modules(prefix=name))
-        running = [path for path, module in modules.items() if type(module).forward is not nn.Module.forward]
-        chosen = strategy.places_in(name, [path for path in running if path != name])
-        places |= {path: modules[path] for path in chosen if not any(path.startswith(f"{outer}.") for outer in chosen)}
-    return places
+        modules = {name: block} | _running_inside(name, block)
+        chosen = strategy.places_in(name, [path for path in modules if path != name])
+        places |= {path: modules[path] for path in chosen}
+    return [(module, Site("module", name)) for name, module in _without_inner(places).items()]
+
+
+def _attention_inside(blocks: dict[str, nn.Module], strategy: Strategy) -> list[tuple[nn.Module, Site]]:
+    """The attention modules in each block, of the kinds that the strategy caches."""
+    modules = {
+        path: module
+        for name, block in blocks.items()
+        for path, module in _running_inside(name, block).items()
+        if is_attention(path)
+    }
+    sites = {name: Site("attention", name, kind=kind_of(name, module)) for name, module in modules.items()}
+    return [(modules[name], sites[name]) for name in _without_inner(modules) if strategy.steps_in_at(sites[name])]
+
+
+_SITES_OF = {"block": _blocks, "module": _modules_inside, "attention": _attention_inside}
+
+
+def _running_inside(name: str, block: nn.Module) -> dict[str, nn.Module]:
+    """The modules inside a block that have a forward, by dotted name."""
+    return {
+        path: module
+        for path, module in block.named_modules(prefix=name)
+        if path != name and type(module).forward is not nn.Module.forward
+    }
+
+
+def _without_inner(modules: dict[str, nn.Module]) -> dict[str, nn.Module]:
+    """Those that are not inside another of them."""
+
+    def is_inner(name: str) -> bool:
+        parts = name.split(".")
+        return any(".".join(parts[:length]) in modules for length in range(1, len(parts)))
+
+    return {name: module for name, module in modules.items() if not is_inner(name)}

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import lru_cache
+
+from .step import Step
 
 OWN_SHARE = 0.2  # how far the targets lean to the schedule's own spacing: best or near it at flow shifts 1, 3 and 6
 
@@ -38,3 +41,24 @@ def sigma_spaced_steps(times: tuple[float, ...], warm_up: int, interval: int) ->
         free = (step for step in range(count) if step not in chosen)
         chosen.add(min(free, key=lambda step: abs(times[step] - target)))
     return tuple(sorted(chosen))
+
+
+@dataclass
+class Broadcast:
+    """How long a computed value has stood in: at most for `skip_range - 1` evaluations, and for as many steps.
+
+    A sampler may evaluate a step several times, and a branch may be away for some steps: both bounds are needed.
+    """
+
+    computed_at: int = 0  # index of the step
+    reuses: int = 0
+
+    def begin(self, step: Step) -> None:
+        """A value was computed."""
+        self.computed_at, self.reuses = step.index, 0
+
+    def goes_on(self, step: Step, skip_range: int) -> bool:
+        """Whether it stands in for this evaluation too, which then counts."""
+        lasts = self.reuses + 1 < skip_range and abs(step.index - self.computed_at) < skip_range
+        self.reuses += lasts
+        return lasts

@@ -20,12 +20,13 @@ from .features import (
     taken_apart,
     tensors_in,
 )
-from .strategy import COMPUTE, FIRST_BLOCK, Around, Request
+from .strategy import COMPUTE, CONDITIONAL, FIRST_BLOCK, Around, Request
 
 if TYPE_CHECKING:
     from .call import Visit
 
 Forward = Callable[..., Any]
+ONLY_BLOCK = "the first block is the only one, so what enters it is tested instead"
 
 
 class Branches:
@@ -48,13 +49,13 @@ class Branches:
             except StopIteration as stop:
                 self._answers[branch] = stop.value
                 del self._asking[branch]
-        if len(requests) > 1 or (computed and requests == {FIRST_BLOCK}):
+        if len(requests) > 1 or (computed and requests - {COMPUTE}):
             raise RuntimeError(
-                "A strategy must ask for the same in all branches: FIRST_BLOCK at most once, then COMPUTE."
+                "A strategy must ask for the same in all branches: first for a part at most once, then for COMPUTE."
             )
         if not requests and self._may_reuse and all(answer is not None for answer in self._answers):
             return self._answers
-        return FIRST_BLOCK if requests == {FIRST_BLOCK} else COMPUTE
+        return requests.pop() if requests else COMPUTE
 
     def keep(self, computed: list[Features]) -> None:
         """Hand the branches what was computed, the last thing they asked for."""
@@ -82,6 +83,29 @@ def at_module(visit: Visit, forward: Forward, args: tuple, kwargs: dict) -> Any:
         branches.keep(parts)
         visit.kept(structure)
     return output
+
+
+def at_guidance(visit: Visit, predict: Callable[[bool, bool], tuple]) -> tuple[Tensor, Tensor]:
+    """The noise predictions with and without the prompt: the model's own, or the strategy's for the one without.
+
+    `predict(with, without)` computes those that are wanted.
+    """
+    branches = visit.branches(())
+    decision = branches.decide()
+    if decision is CONDITIONAL:
+        conditional, _ = predict(True, False)
+        with visit.call.watch:
+            decision = branches.decide([copied([conditional])])
+        if isinstance(decision, list):
+            visit.answered()
+            return conditional, decision[0][0]
+        _, unconditional = predict(False, True)
+    else:
+        conditional, unconditional = predict(True, True)
+    visit.unit_computed()
+    branches.keep([copied([conditional, unconditional])])
+    visit.kept()
+    return conditional, unconditional
 
 
 class BlockStack:
@@ -137,6 +161,10 @@ class BlockStack:
         chain = self.plan.chains[0]
         self.branches = self.visit.branches(rows_layout(streams, self.visit.branch_count))
         decision = self.branches.decide()
+        if decision is FIRST_BLOCK and self.plan.block_count == 1:
+            parts = split_rows(copied([streams[chain.main]]), self.visit.branch_count)
+            decision = self.branches.decide(parts) if parts is not None else COMPUTE
+            self.visit.note(ONLY_BLOCK)
         if decision is not FIRST_BLOCK:
             self._take(decision)
             return self._pass(0, 0, self._enter(0, streams), forward, args, kwargs)
@@ -197,12 +225,13 @@ def keep_passages(visit: Visit, plan: BlockPlan, passages: Sequence[Passage]) ->
     branches, anchors = visit.branches(rows_layout(first.entered, visit.branch_count)), first.entered
     visit.units_computed = visit.units
     if branches.decide() is FIRST_BLOCK:
-        residual = first.after_first[chain.main] - first.entered[chain.main]
-        parts = split_rows([residual], visit.branch_count)
+        tested = first.entered[chain.main]
+        if plan.block_count > 1:
+            tested, anchors = first.after_first[chain.main] - tested, first.after_first
+        parts = split_rows([tested], visit.branch_count)
         if parts is None:
             return
         branches.decide(parts)
-        anchors = first.after_first
     entering = [anchors, *(passage.entered for passage in passages[1:])]
     residuals = [
         left - anchors[stream]

@@ -17,6 +17,7 @@ class Step:
     index: int  # 0 is the noisiest; the interval reaches from sigmas[index] down to sigmas[index + 1]
     sigma: float  # of this very call: samplers also call between the schedule's entries
     time: float  # the sigma as the noise's share of the latent, 1 noisiest, 0 clean
+    timestep: float  # the same as models count it, from 1000 noisiest to 0 clean
     length: float  # of the interval in time, 1.0 being that of an even schedule
 
 
@@ -24,14 +25,23 @@ class Schedule:
     """The sigmas of one sampling run, noisiest first, usually ending in 0.
 
     `percent_to_sigma` translates a share of the model's whole noise range (0.0 its start, 1.0 its end) to a sigma, as
-    the model's own sampling does; without it, shares are read along the schedule.
+    the model's own sampling does; without it, shares are read along the schedule. `timestep_of` translates a sigma to a
+    timestep between 0 and 1000; without it, that is a thousand times the noise's share.
     """
 
-    def __init__(self, sigmas: Sequence[float], percent_to_sigma: Callable[[float], float] | None = None) -> None:
+    is_open = False
+
+    def __init__(
+        self,
+        sigmas: Sequence[float],
+        percent_to_sigma: Callable[[float], float] | None = None,
+        timestep_of: Callable[[float], float] | None = None,
+    ) -> None:
         self.sigmas = tuple(float(sigma) for sigma in sigmas)
         self.count = max(len(self.sigmas) - 1, 1)
         self.times = tuple(self.time_of(sigma) for sigma in self.sigmas)
         self._percent_to_sigma = percent_to_sigma or self._along_schedule
+        self._timestep_of = timestep_of or (lambda sigma: 1000 * self.time_of(sigma))
 
     def step_at(self, sigma: float) -> Step:
         """The step `sigma` belongs to: the last one that starts at it or above. Above the schedule it is the first."""
@@ -41,7 +51,7 @@ class Schedule:
         following = self.times[min(index + 1, len(self.times) - 1)]
         even = (self.times[0] - self.times[-1]) / self.count
         length = (self.times[index] - following) / even if even else 1.0
-        return Step(index=index, sigma=sigma, time=self.time_of(sigma), length=length)
+        return Step(index, sigma, self.time_of(sigma), self._timestep_of(sigma), length)
 
     def time_of(self, sigma: Any) -> Any:
         """The sigma, a number or a tensor, as the noise's share of the latent.
@@ -61,3 +71,21 @@ class Schedule:
         below = min(int(position), self.count - 1)
         above, beneath = self.sigmas[below], self.sigmas[min(below + 1, len(self.sigmas) - 1)]
         return above + (beneath - above) * (position - below)
+
+
+class OpenSchedule(Schedule):
+    """A schedule that nobody told us: flow sigmas that become known as the run reaches them, each a step of its own."""
+
+    is_open = True
+
+    def __init__(self) -> None:
+        super().__init__([1.0, 0.0])
+        self._reached: list[float] = []
+
+    def step_at(self, sigma: float) -> Step:
+        """The step `sigma` belongs to; one below all so far begins the next. Lengths are not known and count as 1."""
+        if not self._reached or sigma < self._reached[-1] * (1 - SAME_SIGMA):
+            self._reached.append(sigma)
+            self.count = len(self._reached)
+        index = max(i for i, entry in enumerate(self._reached) if i == 0 or entry >= sigma * (1 - SAME_SIGMA))
+        return Step(index, sigma, self.time_of(sigma), self._timestep_of(sigma), length=1.0)

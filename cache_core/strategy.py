@@ -3,9 +3,9 @@
     @dataclass(frozen=True)
     class EverySecondStep(Strategy):
         title = "Every Second Step"
-        level = "output"
+        levels = ("output",)
 
-        def new_state(self):
+        def new_state(self, site):
             return History(capacity=1)
 
         def around(self, call, state):
@@ -16,7 +16,8 @@
 
 `around` is a generator. What it yields is computed and handed back to it as `Features`, its own to keep; if it returns
 features instead of asking for a computation, they stand in for it. At the level `model` a site is the whole stack of
-blocks and its features are *residuals*: what the blocks add to the streams, one tensor for each chain and stream.
+blocks and its features are *residuals*: what the blocks add to the streams, one tensor for each chain and stream. At
+the level `guidance` it is the noise prediction without the prompt; its features are both, with the prompt and without.
 """
 
 from __future__ import annotations
@@ -29,20 +30,23 @@ from typing import Any, ClassVar, Literal, Protocol
 
 from torch import Tensor
 
+from .attention import Kind
 from .features import Features
 from .step import Schedule, Step
 
-Level = Literal["output", "model", "block", "module"]
+Level = Literal["output", "model", "block", "module", "attention", "guidance"]
 
 
 class Request(Enum):
     """What `Strategy.around` can ask to be computed."""
 
     FIRST_BLOCK = "first block"
+    CONDITIONAL = "conditional"
     COMPUTE = "compute"
 
 
 FIRST_BLOCK = Request.FIRST_BLOCK  # level model only: the first block; answered with what it adds to the main stream
+CONDITIONAL = Request.CONDITIONAL  # level guidance only: the prediction with the prompt; answered with it
 COMPUTE = Request.COMPUTE  # all of the site that is not computed yet; answered with its features
 
 Around = Generator[Request, Features, Features | None]
@@ -53,8 +57,9 @@ class Site:
     """A place in the model where a strategy steps in."""
 
     level: Level
-    name: str  # of the module, dotted; "" is the whole model
+    name: str  # of the module, dotted; "" is the whole model; of its block for an attention that is no module
     turn: int = 0  # which of the module's runs within one model call
+    kind: Kind | None = None  # of attention
 
 
 class Call(Protocol):
@@ -78,6 +83,9 @@ class Call(Protocol):
         device; reading the result waits for the device.
         """
 
+    def note(self, text: str) -> None:
+        """Say something in the report, once."""
+
 
 @dataclass(frozen=True)
 class Strategy:
@@ -88,8 +96,8 @@ class Strategy:
     source: ClassVar[str] = ""  # paper or code it comes from
 
     @property
-    def level(self) -> Level:
-        """What kind of site it steps in at."""
+    def levels(self) -> tuple[Level, ...]:
+        """What kinds of site it steps in at."""
         raise NotImplementedError
 
     @property
@@ -101,7 +109,11 @@ class Strategy:
         """Level module only: where to step in inside a block, given the dotted names of the block and its modules."""
         return [block]
 
-    def new_state(self) -> Any:
+    def steps_in_at(self, site: Site) -> bool:
+        """Level attention only: whether its settings ever reuse anything at this site."""
+        return True
+
+    def new_state(self, site: Site) -> Any:
         """What one branch keeps at one site: a dataclass, made for the run and thrown away."""
         raise NotImplementedError
 

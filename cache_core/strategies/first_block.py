@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..features import relative_change, thinned
 from ..forecast import History, safe_weights, safe_weights_on_device
-from ..strategy import COMPUTE, FIRST_BLOCK, Around, Call, Strategy, setting
+from ..strategy import COMPUTE, FIRST_BLOCK, Around, Call, Site, Strategy, setting
 
 
 @dataclass
@@ -36,7 +36,7 @@ class FirstBlockCache(Strategy):
     title = "First Block Cache"
     summary = "Runs the first block of every step and skips the others where it barely changed."
     source = "ParaAttention; TeaCache, arXiv 2411.19108"
-    level = "model"
+    levels = ("model",)
 
     residual_diff_threshold: float = setting(
         0.12,
@@ -87,7 +87,7 @@ class FirstBlockCache(Strategy):
     def is_off(self) -> bool:
         return self.residual_diff_threshold == 0 or self.max_consecutive_cache_hits == 0
 
-    def new_state(self) -> FirstBlockState:
+    def new_state(self, site: Site) -> FirstBlockState:
         return FirstBlockState(first=History(self.max_order + 1), rest=History(self.max_order + 1))
 
     def around(self, call: Call, state: FirstBlockState) -> Around:

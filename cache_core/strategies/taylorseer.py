@@ -10,7 +10,7 @@ import torch
 from ..forecast import History, recursion_weights, safe_weights
 from ..schedule import published_steps, sigma_spaced_steps
 from ..step import Schedule, Step
-from ..strategy import COMPUTE, Around, Call, Level, Strategy, setting
+from ..strategy import COMPUTE, Around, Call, Level, Site, Strategy, setting
 
 # Attention and feed-forward modules by the names that models give them, wherever they are in a block.
 ATTENTION_OR_FEED_FORWARD = r".*\.\d+\.(.*\.)?(\w+_)?(attn\d?|attention|mlp|ff|ffn|feed_forward)(_context)?"
@@ -108,8 +108,8 @@ class TaylorSeerCache(Strategy):
             )
 
     @property
-    def level(self) -> Level:
-        return "model" if self.use_lite_mode else self.cache_level
+    def levels(self) -> tuple[Level, ...]:
+        return ("model",) if self.use_lite_mode else (self.cache_level,)
 
     @property
     def is_off(self) -> bool:
@@ -122,7 +122,7 @@ class TaylorSeerCache(Strategy):
             fitting = [block]  # as published for single blocks: what the whole block gives
         return [name for name in fitting if not _fits(name, self.skip_predict_identifiers or ())]
 
-    def new_state(self) -> History:
+    def new_state(self, site: Site) -> History:
         return History(capacity=self.max_order + 1, dtype=self.taylor_factors_dtype)
 
     def around(self, call: Call, state: History) -> Around:
@@ -147,7 +147,7 @@ class TaylorSeerCache(Strategy):
 
     def computed_steps(self, schedule: Schedule) -> tuple[int, ...]:
         """The steps computed because of warm-up and interval."""
-        if self.spacing == "steps":
+        if self.spacing == "steps" or schedule.is_open:
             return published_steps(schedule.count, self.disable_cache_before_step, self.cache_interval)
         return sigma_spaced_steps(schedule.times, self.disable_cache_before_step, self.cache_interval)
 

@@ -25,7 +25,9 @@ from toy import (
 )
 
 from cache_core.strategies import all_strategies
+from cache_core.strategies.faster_cache import FasterCache
 from cache_core.strategies.first_block import FirstBlockCache
+from cache_core.strategies.pyramid_attention import PyramidAttentionBroadcast
 from cache_core.strategies.taylorseer import TaylorSeerCache
 
 ON = [
@@ -35,6 +37,10 @@ ON = [
     *(TaylorSeerCache(cache_interval=2, cache_level=level) for level in ("output", "model", "block", "module")),
     TaylorSeerCache(cache_level="module", max_order=0, taylor_factors_dtype=torch.bfloat16),
     TaylorSeerCache(spacing="steps", weights="recursion", max_order=2),
+    PyramidAttentionBroadcast(),
+    PyramidAttentionBroadcast(spatial_attention_block_skip_range=4, spatial_attention_timestep_skip_end=1001),
+    FasterCache(),
+    FasterCache(spatial_attention_block_skip_range=3, spatial_attention_timestep_skip_end=1001, attention_weight=0.0),
     EverySecondStep(),
 ]
 OFF = [
@@ -42,6 +48,8 @@ OFF = [
     FirstBlockCache(max_consecutive_cache_hits=0),
     TaylorSeerCache(cache_interval=1),
     TaylorSeerCache(cache_interval=1, cache_level="module"),
+    PyramidAttentionBroadcast(spatial_attention_block_skip_range=1),
+    FasterCache(spatial_attention_block_skip_range=1, unconditional_batch_skip_range=1),
 ]
 
 
@@ -94,7 +102,7 @@ def test_off_installs_nothing(toy, strategy):
 @every_strategy
 def test_it_reuses(strategy):
     sampling, latent = sampled(strategy)
-    assert sampling.toy.runs_of(strategy.level) < 0.8 * 12 * len(sampling.toy.units(strategy.level))
+    assert sampling.toy.runs_of(strategy.levels[0]) < 0.8 * 12 * len(sampling.toy.units(strategy.levels[0]))
     assert relative_error(latent, reference()) < 0.05  # doing nothing at all is off by 0.7
 
 
@@ -102,8 +110,8 @@ def test_it_reuses(strategy):
 @pytest.mark.parametrize("layout", ["joined", "separate", "alternating"])
 def test_the_report_counts_what_ran(strategy, layout):
     sampling, _ = sampled(strategy, layout)
-    possible = len(sampling.report.calls) * len(sampling.toy.units(strategy.level))
-    assert sampling.report.computed_share * possible == pytest.approx(sampling.toy.runs_of(strategy.level))
+    possible = 2 * 12 * len(sampling.toy.units(strategy.levels[0]))  # of each branch in each step
+    assert sampling.report.computed_share * possible == pytest.approx(sampling.toy.rows_of(strategy.levels[0]))
     assert sampling.report.count("reused", "forecast") > 0
 
 
@@ -111,9 +119,9 @@ def test_the_report_counts_what_ran(strategy, layout):
 def test_a_call_is_computed_when_all_of_it_ran_and_reused_when_some_did_not(toy, strategy):
     sampling, shares = Sampling(toy, (strategy,)), []
     for index in range(12):
-        before = toy.runs_of(strategy.level)
+        before = toy.runs_of(strategy.levels[0])
         sampling.predict(dict.fromkeys((NEGATIVE, POSITIVE), first_latent() * (1 - index / 20)), index)
-        shares.append((toy.runs_of(strategy.level) - before) / len(toy.units(strategy.level)))
+        shares.append((toy.runs_of(strategy.levels[0]) - before) / len(toy.units(strategy.levels[0])))
     assert [call.computed_share for call in sampling.report.calls] == pytest.approx(shares)
     assert [call.action == "computed" for call in sampling.report.calls] == [share == 1 for share in shares]
 

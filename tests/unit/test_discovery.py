@@ -289,7 +289,6 @@ def test_a_small_chain_stays_live():
 
 
 UNUSABLE = {
-    "one-block": nn.ModuleList([Block()]),
     "of-different-classes": nn.ModuleList([Block(), nn.Linear(C, C)]),
     "without-weights": nn.ModuleList([nn.Identity(), nn.Identity()]),
     "never-called": None,

@@ -49,12 +49,12 @@ def test_the_count_sees_every_kind_of_read(read):
     assert counting.reads == 1
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES, ids=lambda s: f"{s.title}-{s.level}")
+@pytest.mark.parametrize("strategy", STRATEGIES, ids=lambda s: f"{s.title}-{s.levels[0]}")
 @pytest.mark.parametrize("layout", ["joined", "separate"])
 def test_a_model_call_reads_at_most_one_number(toy, strategy, layout):
     """But for the call in which the block plan is rehearsed, once a run: that reads one more."""
     sampling, calls = Sampling(toy, (strategy,), layout=layout), 1 if layout == "joined" else 2
-    rehearsed = strategy.level == "model"
+    rehearsed = strategy.levels[0] == "model"
     for index in range(12):
         with CountingReads() as counting:
             sampling.predict(dict.fromkeys(sampling.branches, first_latent() * (1 - index / 50)), index)

@@ -24,11 +24,11 @@ NEGATIVE, POSITIVE = "negative", "positive"
 class Attention(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.runs = 0
+        self.runs = self.rows = 0
         self.qkv, self.out = nn.Linear(W, 3 * W), nn.Linear(W, W)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        self.runs += 1
+        self.runs, self.rows = self.runs + 1, self.rows + len(tokens)
         query, key, value = self.qkv(tokens).chunk(3, dim=-1)
         return self.out(nn.functional.scaled_dot_product_attention(query, key, value))
 
@@ -36,11 +36,11 @@ class Attention(nn.Module):
 class FeedForward(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.runs = 0
+        self.runs = self.rows = 0
         self.wide, self.narrow = nn.Linear(W, 2 * W), nn.Linear(2 * W, W)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        self.runs += 1
+        self.runs, self.rows = self.runs + 1, self.rows + len(tokens)
         return self.narrow(nn.functional.gelu(self.wide(tokens)))
 
 
@@ -49,11 +49,12 @@ class DoubleBlock(nn.Module):
 
     def __init__(self, in_place: bool = True) -> None:
         super().__init__()
-        self.runs, self.in_place = 0, in_place
+        self.runs = self.rows = 0
+        self.in_place = in_place
         self.attn, self.img_mlp, self.txt_mlp = Attention(), FeedForward(), FeedForward()
 
     def forward(self, img: Tensor, txt: Tensor, vec: Tensor) -> tuple[Tensor, Tensor]:
-        self.runs += 1
+        self.runs, self.rows = self.runs + 1, self.rows + len(img)
         if not self.in_place:
             img, txt = img.clone(), txt.clone()
         attended = self.attn(torch.cat((txt, img), 1) + vec)  # (rows, TEXT + IMAGE, W)
@@ -69,11 +70,12 @@ class SingleBlock(nn.Module):
 
     def __init__(self, in_place: bool = True) -> None:
         super().__init__()
-        self.runs, self.in_place = 0, in_place
+        self.runs = self.rows = 0
+        self.in_place = in_place
         self.attn, self.mlp = Attention(), FeedForward()
 
     def forward(self, x: Tensor, vec: Tensor) -> Tensor:
-        self.runs += 1
+        self.runs, self.rows = self.runs + 1, self.rows + len(x)
         x = x if self.in_place else x.clone()
         x += self.attn(x + vec)
         x += self.mlp(x + vec)
@@ -85,7 +87,8 @@ class Toy(nn.Module):
 
     def __init__(self, doubles: int = 2, singles: int = 3, in_place: bool = True, seed: int = 0) -> None:
         super().__init__()
-        self.runs, self.fails_in_block_three, self.adds_embedding_to_head = 0, False, False
+        self.runs = self.rows = 0
+        self.fails_in_block_three = self.adds_embedding_to_head = False
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.embed, self.embed_text, self.embed_sigma = nn.Linear(C, W), nn.Linear(C, W), nn.Linear(2, W)
@@ -95,7 +98,7 @@ class Toy(nn.Module):
         self.requires_grad_(False)
 
     def forward(self, latent: Tensor, sigma: Tensor, text: Tensor, control: Tensor | None = None) -> Tensor:
-        self.runs += 1
+        self.runs, self.rows = self.runs + 1, self.rows + len(latent)
         img, txt = self.embed(latent), self.embed_text(text)  # (rows, IMAGE, W), (rows, TEXT, W)
         embedding = img
         angle = sigma.to(latent.dtype)[:, None, None]
@@ -124,10 +127,16 @@ class Toy(nn.Module):
             return [self]
         if level in ("model", "block"):
             return self.blocks
+        if level == "attention":
+            return [block.attn for block in self.blocks]
         return [part for block in self.blocks for part in block.children()]
 
     def runs_of(self, level: str) -> int:
         return sum(unit.runs for unit in self.units(level))
+
+    def rows_of(self, level: str) -> int:
+        """How many rows of batches they computed."""
+        return sum(unit.rows for unit in self.units(level))
 
 
 TEXTS = {  # as unlike as two branches can be
@@ -234,7 +243,11 @@ class ReuseAlways(Strategy):
     title = "Reuse Always"
     level: str = "model"
 
-    def new_state(self) -> History:
+    @property
+    def levels(self) -> tuple[str, ...]:
+        return (self.level,)
+
+    def new_state(self, site) -> History:
         return History(capacity=1)
 
     def around(self, call: Any, state: History) -> Any:
@@ -248,9 +261,9 @@ class EverySecondStep(Strategy):
     """The example of cache_core/strategy.py."""
 
     title = "Every Second Step"
-    level = "output"
+    levels = ("output",)
 
-    def new_state(self):
+    def new_state(self, site):
         return History(capacity=1)
 
     def around(self, call, state):

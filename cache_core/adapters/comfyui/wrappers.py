@@ -1,8 +1,9 @@
 """`with_cache`: a MODEL that samples through a CacheRun.
 
-Three of ComfyUI's wrappers, and nothing else: OUTER_SAMPLE opens a run and frees it, PREDICT_NOISE begins an
-evaluation, APPLY_MODEL sends one forward pass through the run. The run travels in the transformer options of one
-sampling run, which ComfyUI copies for it and drops after it, so nothing is left on the model, whatever happens.
+Four of ComfyUI's wrappers, and nothing else: OUTER_SAMPLE opens a run and frees it, PREDICT_NOISE begins an evaluation,
+CALC_COND_BATCH leaves out the negative prompt, APPLY_MODEL sends one forward pass through the run. The run travels in
+the transformer options of one sampling run, which ComfyUI copies for it and drops after it, so nothing is left on the
+model, whatever happens.
 """
 
 from __future__ import annotations
@@ -10,8 +11,11 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Hashable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import torch
+from comfy.model_sampling import ModelSamplingDiscrete
 from comfy.patcher_extension import WrappersMP
 
 from ...report import Report
@@ -25,7 +29,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 KEY = "refrain"
+ATTENTION = "optimized_attention_override"  # the transformer option through which attention operations are sent
 BRANCHES = ("positive", "negative")  # what ComfyUI's guiders number 0 and 1
+NO_NEGATIVE = "the negative prompt is not run at all (cfg 1, or a distilled model), so there is none to skip"
+CHANGING_PROMPTS = "the negative prompt always runs: LoRA hooks or default prompts may change it from step to step"
 
 
 def with_cache(
@@ -33,12 +40,12 @@ def with_cache(
 ) -> ModelPatcher:
     """A clone of the model that samples with this strategy, beside those it has on other levels.
 
-    Of two strategies on one level the later replaces the earlier. `on_report(report, latent)` is called after each
-    sampling run that ended by itself, with the run's result as the sampler returns it.
+    Of two strategies that share a level the later replaces the earlier. `on_report(report, latent)` is called after
+    each sampling run that ended by itself, with the run's result as the sampler returns it.
     """
-    replaced = [other for other in strategies_of(model) if other.level == strategy.level]
+    replaced = [other for other in strategies_of(model) if set(other.levels) & set(strategy.levels)]
     for other in replaced:
-        logger.info("Refrain: %s replaces %s, which works on the same level.", strategy.title, other.title)
+        logger.info("Refrain: %s replaces %s, which works at the same places.", strategy.title, other.title)
     strategies = (*(other for other in strategies_of(model) if other not in replaced), strategy)
     cached = model.clone()
     wrappers = _Wrappers(strategies, on_report)
@@ -46,6 +53,7 @@ def with_cache(
     for kind, wrapper in (
         (WrappersMP.OUTER_SAMPLE, wrappers.outer_sample),
         (WrappersMP.PREDICT_NOISE, begin_evaluation),
+        (WrappersMP.CALC_COND_BATCH, calc_cond_batch),
         (WrappersMP.APPLY_MODEL, apply_model),
     ):
         cached.remove_wrappers_with_key(kind, KEY)
@@ -69,8 +77,7 @@ class _Wrappers:
         """Around one sampling run: guider.outer_sample(noise, latent_image, sampler, sigmas, ...)."""
         guider = executor.class_obj
         sigmas = kwargs["sigmas"] if "sigmas" in kwargs else args[3]
-        percent_to_sigma = guider.model_patcher.get_model_object("model_sampling").percent_to_sigma
-        run = CacheRun(self.strategies, Schedule(sigmas.tolist(), percent_to_sigma))
+        run = CacheRun(self.strategies, schedule_of(guider.model_patcher, sigmas))
         options = guider.model_options.setdefault("transformer_options", {})  # this run's own copy
         options[KEY] = run
         began = time.perf_counter()
@@ -85,6 +92,15 @@ class _Wrappers:
         if self.on_report is not None:
             self.on_report(run.report, latent)
         return latent
+
+
+def schedule_of(model: ModelPatcher, sigmas: torch.Tensor) -> Schedule:
+    """The sigmas of one sampling run, and how this model counts them."""
+    sampling = model.get_model_object("model_sampling")
+    timestep_of = None  # of a flow model: its sigma in thousandths
+    if isinstance(sampling, ModelSamplingDiscrete):
+        timestep_of = lambda sigma: float(sampling.timestep(torch.tensor(sigma)))  # noqa: E731
+    return Schedule(sigmas.tolist(), sampling.percent_to_sigma, timestep_of)
 
 
 def begin_evaluation(executor: Any, x: Any, timestep: Any, model_options: dict = {}, seed: Any = None) -> Any:
@@ -102,16 +118,78 @@ def apply_model(
     """Around one forward pass: BaseModel._apply_model(x, sigma, ...)."""
 
     def forward() -> Any:
-        return executor(x, t, c_concat, c_crossattn, control, transformer_options, **conds)
+        return executor(x, t, c_concat, c_crossattn, control, options, **conds)
 
-    run = transformer_options.get(KEY)
+    run, options = transformer_options.get(KEY), transformer_options
     if run is None:
         return forward()
+    if run.steps_in_at("attention"):
+        options = options | {ATTENTION: partial(attention, run, options.get(ATTENTION))}
     model = executor.class_obj.diffusion_model
     contexts = contexts_of(model, x, control, transformer_options)
     numbers = transformer_options.get("cond_or_uncond", [])
     labels = [BRANCHES[number] if number < len(BRANCHES) else f"branch {number}" for number in numbers]
     return run.call_model(model, forward, t, contexts, labels if len(labels) == len(contexts) else ())
+
+
+def attention(
+    run: CacheRun, other: Callable[..., Any] | None, function: Callable[..., Any], *args: Any, **kwargs: Any
+) -> Any:
+    """Around one attention operation: function(q, k, v, heads, ...), or another node's override of it."""
+    return run.call_attention(function if other is None else partial(other, function), *args, **kwargs)
+
+
+def calc_cond_batch(
+    executor: Any, model: Any, conds: list, x_in: torch.Tensor, timestep: torch.Tensor, model_options: dict
+) -> Any:
+    """Around one evaluation of all branches: calc_cond_batch(model, [positive, negative], x, sigma, model_options).
+
+    It returns denoised latents. Strategies are handed what was taken away, as a share of sigma: the noise prediction.
+    """
+
+    def compute(branches: list) -> Any:
+        return executor(model, branches, x_in, timestep, model_options)
+
+    options = model_options.get("transformer_options", {})
+    run = options.get(KEY)
+    if run is None or not run.steps_in_at("guidance") or len(conds) != len(BRANCHES):
+        return compute(conds)
+    if not all(conds):
+        run.report.note(NO_NEGATIVE)
+        return compute(conds)
+    if any("hooks" in cond or "default" in cond for branch in conds for cond in branch):
+        run.report.note(CHANGING_PROMPTS)
+        return compute(conds)
+    sigma = timestep.reshape(-1, *[1] * (x_in.ndim - 1))  # (rows, 1, ...)
+    denoised: list[Any] = [None, None]  # by branch, as far as computed
+
+    def predict(*wanted: bool) -> list[torch.Tensor | None]:
+        computed = compute([branch if is_wanted else None for branch, is_wanted in zip(conds, wanted)])
+        for branch, is_wanted in enumerate(wanted):
+            if is_wanted:
+                denoised[branch] = computed[branch]
+        return [(x_in - denoised[branch]) / sigma if is_wanted else None for branch, is_wanted in enumerate(wanted)]
+
+    diffusion_model = model.diffusion_model
+    window = options.get("context_window")
+    frames = tuple(window.index_list) if window is not None else None
+    context = (prompts_at(conds, timestep), frames, tuple(x_in.shape), id(diffusion_model))
+    _, unconditional = run.call_guidance(diffusion_model, predict, timestep, context, BRANCHES[1])
+    if denoised[1] is None:
+        denoised[1] = (x_in - sigma * unconditional).to(denoised[0].dtype)
+    return denoised
+
+
+def prompts_at(conds: list[list[dict]], sigma: torch.Tensor) -> Hashable:
+    """Which entries of the prompts count at this sigma. Reads it only if some have a range of their own."""
+    ranges = any("timestep_start" in cond or "timestep_end" in cond for branch in conds for cond in branch)
+    now = float(sigma[0]) if ranges else 0.0
+    return tuple(
+        tuple(
+            cond["uuid"] for cond in branch if cond.get("timestep_end", now) <= now <= cond.get("timestep_start", now)
+        )
+        for branch in conds
+    )
 
 
 def contexts_of(model: Any, x: Any, control: Any, options: dict) -> list[Hashable]:

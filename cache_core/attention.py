@@ -1,0 +1,39 @@
+"""Attention: which modules are one, and of which kind, told by their names."""
+
+from __future__ import annotations
+
+import re
+from typing import Literal
+
+from torch import nn
+
+Kind = Literal[
+    "spatial", "temporal", "cross"
+]  # "spatial" is self-attention: of the picture, of text and picture jointly
+
+# The names that models give their attention modules, the last part of the dotted name.
+_ATTENTION = re.compile(r"(\w+_)?(attn\d?|attention)")
+_CROSS = re.compile(r"(\w+_)?(cross_attn|cross_attention|attn2|\w+_to_\w+_attn)")
+
+
+def is_attention(name: str) -> bool:
+    """Whether a module of this dotted name is attention.
+
+    >>> is_attention("blocks.3.self_attn"), is_attention("blocks.3.self_attn.q")
+    (True, False)
+    """
+    return _ATTENTION.fullmatch(name.rpartition(".")[2]) is not None
+
+
+def kind_of(name: str, module: nn.Module | None = None) -> Kind:
+    """The kind of attention of a module, or of the block an attention operation runs in, by its dotted name.
+
+    A module that says of itself whether it is cross-attention, as those of diffusers do, is believed.
+
+    >>> kind_of("blocks.3.cross_attn"), kind_of("temporal_transformer_blocks.0.attn1"), kind_of("double_blocks.0")
+    ('cross', 'temporal', 'spatial')
+    """
+    says = getattr(module, "is_cross_attention", None)
+    if says or (says is None and _CROSS.fullmatch(name.rpartition(".")[2])):
+        return "cross"
+    return "temporal" if "temporal" in name else "spatial"

@@ -1,0 +1,93 @@
+"""Pyramid Attention Broadcast: what attention gives changes so slowly that it serves several steps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from ..features import Features
+from ..schedule import Broadcast
+from ..strategy import COMPUTE, Around, Call, Site, Strategy, setting
+from ..windows import check_windows, is_open, timestep
+
+KINDS = ("spatial", "temporal", "cross")
+
+
+@dataclass
+class BroadcastState:
+    """What one branch keeps of one attention."""
+
+    output: Features = ()
+    broadcast: Broadcast = field(default_factory=Broadcast)
+
+
+def _skip_range(default: int, kind: str, advice: str) -> int:
+    return setting(
+        default,
+        f"Compute {kind} attention once in this many steps and reuse its output in between. {advice} Higher is faster "
+        f"and less faithful; 1 is off.",
+        minimum=1,
+        maximum=20,
+    )
+
+
+@dataclass(frozen=True)
+class PyramidAttentionBroadcast(Strategy):
+    """In the middle of the sampling, compute each kind of attention once in some steps and reuse its output in between.
+
+    Pyramid Attention Broadcast, arXiv 2408.12588. What attention gives moves in the first and the last steps and hardly
+    in between: spatial attention most, temporal less, cross-attention least, hence a range for each. Norms, gates and
+    feed-forward always run, so it saves no more than attention's share of the work. Each branch of the prompt has its
+    own output. Holds one output of each attention for each branch: attentions * tokens * channels * bytes * branches.
+    """
+
+    title = "Pyramid Attention Broadcast"
+    summary = "Reuses the output of attention for a few steps in the middle of the sampling."
+    source = "Pyramid Attention Broadcast, arXiv 2408.12588"
+    levels = ("attention",)
+
+    spatial_attention_block_skip_range: int = _skip_range(
+        2,
+        "self-",
+        "Also that of text and picture jointly, as in Flux, Qwen-Image, SD3 and HunyuanVideo. 2 is published.",
+    )
+    temporal_attention_block_skip_range: int = _skip_range(
+        1, "temporal", "Few models have it apart from spatial attention; 3 to 4 is published."
+    )
+    cross_attention_block_skip_range: int = _skip_range(
+        1, "cross-", "That of Wan, LTX, Cosmos, PixArt to the text; 6 is published."
+    )
+    spatial_attention_timestep_skip_start: int = timestep(100, "Reuse self-attention only above this timestep.")
+    spatial_attention_timestep_skip_end: int = timestep(800, "Reuse self-attention only below this timestep.")
+    temporal_attention_timestep_skip_start: int = timestep(100, "Reuse temporal attention only above this timestep.")
+    temporal_attention_timestep_skip_end: int = timestep(800, "Reuse temporal attention only below this timestep.")
+    cross_attention_timestep_skip_start: int = timestep(100, "Reuse cross-attention only above this timestep.")
+    cross_attention_timestep_skip_end: int = timestep(800, "Reuse cross-attention only below this timestep.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_windows(self, *(f"{kind}_attention_timestep_skip" for kind in KINDS))
+
+    @property
+    def is_off(self) -> bool:
+        return max(self._range_of(kind) for kind in KINDS) == 1
+
+    def steps_in_at(self, site: Site) -> bool:
+        return self._range_of(site.kind) > 1
+
+    def new_state(self, site: Site) -> BroadcastState:
+        return BroadcastState()
+
+    def around(self, call: Call, state: BroadcastState) -> Around:
+        kind, skip_range = call.site.kind, self._range_of(call.site.kind)
+        if call.may_reuse and not is_open(self, f"{kind}_attention_timestep_skip", call.step):
+            call.reason = f"outside the timesteps of {kind} attention"
+        elif call.may_reuse and state.broadcast.goes_on(call.step, skip_range):
+            call.reason = f"{kind} attention is computed once in {skip_range} steps"
+            return state.output
+        elif call.may_reuse:
+            call.reason = f"{kind} attention was reused in {skip_range - 1} steps"
+        state.output = yield COMPUTE
+        state.broadcast.begin(call.step)
+
+    def _range_of(self, kind: str) -> int:
+        return getattr(self, f"{kind}_attention_block_skip_range")
