@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
-from .step import Step
+from .step import SAME_SIGMA, Step
 
 OWN_SHARE = 0.2  # how far the targets lean to the schedule's own spacing: best or near it at flow shifts 1, 3 and 6
 
@@ -45,20 +45,23 @@ def sigma_spaced_steps(times: tuple[float, ...], warm_up: int, interval: int) ->
 
 @dataclass
 class Broadcast:
-    """How long a computed value has stood in: at most for `skip_range - 1` evaluations, and for as many steps.
+    """How long a computed value has stood in: for `skip_range - 1` evaluations at most, and for a distance.
 
-    A sampler may evaluate a step several times, and a branch may be away for some steps: both bounds are needed.
+    That is `skip_range` steps of an even schedule, in time; on such a one both bounds are the published one. A shifted
+    schedule strides at low noise: there the second bound ends it earlier (at shift 6, +9 to +15 dB for 0 to 5 % more
+    computed).
     """
 
-    computed_at: int = 0  # index of the step
+    computed_at: float = 0.0  # place of the step
     reuses: int = 0
 
     def begin(self, step: Step) -> None:
         """A value was computed."""
-        self.computed_at, self.reuses = step.index, 0
+        self.computed_at, self.reuses = step.place, 0
 
     def goes_on(self, step: Step, skip_range: int) -> bool:
         """Whether it stands in for this evaluation too, which then counts."""
-        lasts = self.reuses + 1 < skip_range and abs(step.index - self.computed_at) < skip_range
+        distance = abs(step.place - self.computed_at)
+        lasts = self.reuses + 1 < skip_range and distance < skip_range * (1 - SAME_SIGMA)
         self.reuses += lasts
         return lasts

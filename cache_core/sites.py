@@ -78,9 +78,9 @@ def at_module(visit: Visit, forward: Forward, args: tuple, kwargs: dict) -> Any:
         visit.note("there is no first block to test, so every call is computed")
         return output
     features, structure = taken_apart(output)
-    parts = split_rows(copied(features), visit.branch_count) if features else None
+    parts = split_rows(features, visit.branch_count) if features else None
     if parts is not None and not structure.has_other_tensors:
-        branches.keep(parts)
+        branches.keep([copied(part) for part in parts])  # each its own: what one branch drops is free
         visit.kept(structure)
     return output
 

@@ -3,7 +3,7 @@
 import gc
 import weakref
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 
 import pytest
 import torch
@@ -11,13 +11,24 @@ import torch
 from cache_core.forecast import History
 from cache_core.run import CacheRun
 from cache_core.step import Schedule
+from cache_core.strategies.faster_cache import FasterCache
 from cache_core.strategies.first_block import FirstBlockCache
+from cache_core.strategies.pyramid_attention import PyramidAttentionBroadcast
 from cache_core.strategies.taylorseer import TaylorSeerCache
 from cache_core.strategy import COMPUTE, FIRST_BLOCK, Strategy
 
 PROMPT = "a big red ball at the center on a blue striped background"
-OFF = [FirstBlockCache(residual_diff_threshold=0.0), TaylorSeerCache(cache_interval=1)]
-NEVER_MET = FirstBlockCache(residual_diff_threshold=1e-9)  # everything is measured and kept, nothing reused
+OFF = [
+    FirstBlockCache(residual_diff_threshold=0.0),
+    TaylorSeerCache(cache_interval=1),
+    PyramidAttentionBroadcast(spatial_attention_block_skip_range=1),
+    FasterCache(spatial_attention_block_skip_range=1, unconditional_batch_skip_range=1),
+]
+NEVER_MET = [  # everything is measured and kept, nothing reused
+    FirstBlockCache(residual_diff_threshold=1e-9),
+    PyramidAttentionBroadcast(spatial_attention_timestep_skip_start=1000, spatial_attention_timestep_skip_end=1001),
+    FasterCache(spatial_attention_timestep_skip_end=0, unconditional_batch_timestep_skip_end=0),
+]
 ON = [
     FirstBlockCache(residual_diff_threshold=0.3),
     FirstBlockCache(residual_diff_threshold=0.3, max_order=0),
@@ -26,10 +37,11 @@ ON = [
     TaylorSeerCache(cache_interval=3, cache_level="block"),
     TaylorSeerCache(cache_interval=3, cache_level="module"),
 ]
+ATTENTION = [PyramidAttentionBroadcast(), FasterCache()]
 
 
 def named(strategies):
-    return [pytest.param(s, id=f"{type(s).__name__}-{s.level}-order{s.max_order}") for s in strategies]
+    return [pytest.param(s, id=f"{type(s).__name__}-{s.levels[0]}-{getattr(s, 'max_order', 0)}") for s in strategies]
 
 
 @pytest.fixture
@@ -68,7 +80,7 @@ def test_off_settings_give_the_very_same_latent_as_no_node(demo, cached, cfg, ba
     options = dict(cfg=cfg, sampler=sampler, steps=6)
     model, prompts = demo.model(dtype), [PROMPT] * batch
     plain = demo.sample(model, prompts, **options)
-    for strategy in (*OFF, NEVER_MET):
+    for strategy in (*OFF, *NEVER_MET):
         assert torch.equal(demo.sample(cached(model, strategy), prompts, **options), plain)
 
 
@@ -80,7 +92,7 @@ def test_the_reported_counts_are_those_of_the_blocks_themselves(demo, cached, re
     (report,) = reports.all
     assert report.count("reused", "forecast") >= 8
     assert report.count("computed") == block_counts["single_blocks.3"]
-    if strategy.level != "module":  # there double blocks run, around forecasts of their feed-forward modules
+    if strategy.levels[0] != "module":  # there double blocks run, around forecasts of their feed-forward modules
         assert report.computed_share == pytest.approx(sum(block_counts.values()) / 6 / len(report.calls))
     assert torch.isfinite(latent).all() and not torch.equal(latent, plain)
 
@@ -120,6 +132,16 @@ def test_branches_split_joined_or_changing_decide_and_draw_alike(demo, cached, r
         assert torch.allclose(latents[how], latents["joined"], atol=1e-4)
 
 
+def tensors_in(value):
+    """All tensors that a state holds."""
+    if isinstance(value, torch.Tensor):
+        return [value]
+    inside = (
+        list(value) if isinstance(value, (list, tuple)) else list(vars(value).values()) if is_dataclass(value) else []
+    )
+    return [tensor for item in inside for tensor in tensors_in(item)]
+
+
 class Stop(Exception):
     pass
 
@@ -128,7 +150,7 @@ def untouched(model):
     return [(name, set(vars(module))) for name, module in model.model.diffusion_model.named_modules()]
 
 
-@pytest.mark.parametrize("strategy", named(ON))
+@pytest.mark.parametrize("strategy", named([*ON, *ATTENTION]))
 @pytest.mark.parametrize("way", ["finished", "cancelled", "failing in a block"])
 def test_nothing_stays_behind(demo, comfy, cached, monkeypatch, way, strategy):
     model = demo.model()
@@ -158,19 +180,18 @@ def test_nothing_stays_behind(demo, comfy, cached, monkeypatch, way, strategy):
     assert torch.equal(demo.sample(model, [PROMPT]), plain)
 
 
-@pytest.mark.parametrize("strategy", named(ON))
+@pytest.mark.parametrize("strategy", named([*ON, *ATTENTION]))
 def test_no_stored_tensor_outlives_the_run(demo, cached, monkeypatch, strategy):
-    stored = []
-    own = History.add
+    stored, own = [], CacheRun.free
 
-    def add(self, node, features):
-        own(self, node, features)
-        stored.extend(weakref.ref(tensor) for tensor in self.features[0])
+    def free(self):
+        stored.extend(map(weakref.ref, tensors_in([memory.state for memory in self.memories.values()])))
+        own(self)
 
-    monkeypatch.setattr(History, "add", add)
+    monkeypatch.setattr(CacheRun, "free", free)
     demo.sample(cached(demo.model(), strategy), [PROMPT])
     gc.collect()
-    assert stored and not [tensor for tensor in stored if tensor() is not None]
+    assert len(stored) >= 2 and not [tensor for tensor in stored if tensor() is not None]
 
 
 def test_a_second_run_of_the_same_model_is_the_same_as_the_first(demo, cached):
@@ -206,9 +227,9 @@ class Replay(Strategy):
 
     probes: bool = False
     title = "Replay"
-    level = "model"
+    levels = ("model",)
 
-    def new_state(self):
+    def new_state(self, site):
         return History(capacity=1)
 
     def around(self, call, state):
