@@ -15,7 +15,12 @@ from PIL import Image
 from cache_core.demo import server as comfyui
 from cache_core.demo.workflows import node_id, set_inputs, workflow
 
-CACHED = {"first_block_cache": "RefrainFirstBlockCache", "taylorseer": "RefrainTaylorSeerCache"}
+CACHED = {
+    "first_block_cache": "RefrainFirstBlockCache",
+    "taylorseer": "RefrainTaylorSeerCache",
+    "pyramid_attention_broadcast": "RefrainPyramidAttentionBroadcast",
+    "faster_cache": "RefrainFasterCache",
+}
 ACTIONS = ("computed", "reused", "forecast")
 LEVELS, SPACINGS = ["output", "model", "block", "module"], ["sigma", "steps"]
 INPUTS = {  # name: (default, minimum, maximum) or (default, choices); saved workflows depend on the order
@@ -213,6 +218,16 @@ def test_a_bad_value_is_refused_with_the_name_of_its_input(server, name, wrong):
             "Set disable_cache_after_step above 5, or to -1",
         ),
         ("first_block_cache", {"start_percent": 0.9, "end_percent": 0.5}, "Lower start_percent or raise end_percent"),
+        (
+            "pyramid_attention_broadcast",
+            {"spatial_attention_timestep_skip_start": 800, "spatial_attention_timestep_skip_end": 100},
+            "set start to the lower one",
+        ),
+        (
+            "faster_cache",
+            {"unconditional_batch_timestep_skip_start": 700, "unconditional_batch_timestep_skip_end": 700},
+            "set start to the lower one",
+        ),
     ],
     ids=CACHED.values(),
 )
