@@ -11,8 +11,9 @@ Kind = Literal[
     "spatial", "temporal", "cross"
 ]  # "spatial" is self-attention: of the picture, of text and picture jointly
 
-# The names that models give their attention modules, the last part of the dotted name.
-_ATTENTION = re.compile(r"(\w+_)?(attn\d?|attention)")
+# The names that models give their attention modules, the last part of the dotted name. Not those of what stands around
+# them: layer_norm_self_attn, adaln_modulation_cross_attn (Cosmos), compress_to_attn, expand_from_attn (PixelDiT).
+_ATTENTION = re.compile(r"(?!\w*(norm|modulation|to_attn|from_attn))(\w+_)?(attn\d?|attention)")
 _CROSS = re.compile(r"(\w+_)?(cross_attn|cross_attention|attn2|\w+_to_\w+_attn)")
 
 

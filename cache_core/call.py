@@ -5,23 +5,26 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
 from functools import partial
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from .attention import Kind, kind_of
-from .discovery import Lesson, Passage
-from .features import Layout, Structure, relative_error
+from .discovery import Lesson
+from .features import Layout, Structure, is_feature, relative_error
 from .hooks import HookRegistry
 from .report import CallRecord, Stopwatch
 from .sites import BlockStack, Branches, Rehearsal, at_guidance, at_module, keep_passages
 from .step import Schedule, Step
-from .strategy import Site
+from .strategy import GUIDANCE, Site
 
 if TYPE_CHECKING:
     from .run import CacheRun
 
+_SHAPES_DO_NOT_FIT = (RuntimeError, ValueError, LookupError, TypeError)  # what a misread plan makes a model raise
 MOST_REHEARSAL_ERROR = 0.01  # of the output's norm: a plan read right gives 0 but for kernels that vary
 
 
@@ -76,7 +79,7 @@ class ModelCall:
     def through(self, forward: Callable[[], Any]) -> Any:
         """Run the model's own forward with every strategy stepping in where it belongs."""
         hooks, stacks = HookRegistry(), []
-        lesson = Lesson(self.model) if self.run.must_learn(self.model) else None
+        lesson = Lesson(self.model, self.run.methods) if self.run.must_learn(self.model) else None
         for number, strategy in enumerate(self.run.strategies):
             if "model" in strategy.levels and self.plan.chains:
                 stacks.append(stack := BlockStack(self.visit(number, Site("model", "")), self.plan))
@@ -104,7 +107,7 @@ class ModelCall:
         return output
 
     def attention(self, forward: Callable[..., Any], args: tuple, kwargs: dict) -> Any:
-        """One attention operation. It is a site where no attention module around it is one."""
+        """One attention operation. It is a site where no attention module is around it."""
         if not self._running or self._is_inside_attention:
             return forward(*args, **kwargs)
         site = Site("attention", self._running[-1], kind=_kind_of_operation(self._running[-1], args))
@@ -116,8 +119,7 @@ class ModelCall:
     def guided(self, predict: Callable[[bool, bool], tuple]) -> tuple[tuple[Tensor, Tensor], bool]:
         """Both noise predictions of one evaluation, and whether a strategy stood in for the one without the prompt."""
         evaluation = self.run.evaluation
-        number = next(i for i, strategy in enumerate(self.run.strategies) if "guidance" in strategy.levels)
-        visit = self.visit(number, Site("guidance", ""))
+        visit = self.visit(self.run.number_at_guidance, GUIDANCE)
 
         def noting_branches(conditional: bool, unconditional: bool) -> tuple:
             evaluation.without_unconditional = not unconditional
@@ -130,31 +132,50 @@ class ModelCall:
     def _learn(self, lesson: Lesson, forward: Callable[[], Any], computed: list[Any]) -> None:
         """The first call of a run: what it taught is put to the test, and what it computed is kept."""
         self.plan = lesson.plan()
+        if self.plan.chains and self.run.steps_in_at("model"):
+            error = self._rehearsed(lesson, forward, computed)
+            if error > MOST_REHEARSAL_ERROR:
+                self.plan = self.run.not_learned(self.model, error)
+                return
         self.run.learned(self.model, self.plan)
-        if not self.run.steps_in_at("model"):
-            return
         passages = [lesson.passage(chain) for chain in self.plan.chains]
-        if not passages or not self._rehearse(passages, forward, computed):
-            return
         for number, strategy in enumerate(self.run.strategies):
-            if "model" in strategy.levels:
+            if "model" in strategy.levels and passages:
                 keep_passages(self.visit(number, Site("model", "")), self.plan, passages)
 
-    def _rehearse(self, passages: list[Passage], forward: Callable[[], Any], computed: list[Any]) -> bool:
-        """Leave out the blocks that were just computed: whether the model returns the same.
+    def _rehearsed(self, lesson: Lesson, forward: Callable[[], Any], computed: list[Any]) -> float:
+        """Put the plan to the test, and drop the chains that must not be in it. The relative error of what is left.
 
-        A plan that was misread would make every reused call a wrong picture. Costs embedding, head and what else of the
-        model always runs, once a run, and waits for the device.
+        If there are several chains, the first must see the latent: with another latent, something else must enter it.
+        Otherwise it encodes the prompt, say, and would not change from step to step. Then the blocks that were just
+        computed are left out, and the model must return the same. A plan that was misread would make every reused call
+        a wrong picture. Costs embedding, head and what else of the model always runs, once or twice a run, and waits
+        for the device.
         """
+        while len(self.plan.chains) > 1 and self._rehearsal(lesson, forward, _with_another_latent).saw_the_same:
+            self.plan = self.plan.without([self.plan.chains[0]], "it does not see the latent")
+        error = self._rehearsal_error(lesson, forward, computed)
+        returning_more = [chain for chain in self.plan.chains if chain.has_extras]
+        if error > MOST_REHEARSAL_ERROR and 0 < len(returning_more) < len(self.plan.chains):
+            self.plan = self.plan.without(returning_more, "its blocks return more than they pass on")
+            error = self._rehearsal_error(lesson, forward, computed)
+        return error
+
+    def _rehearsal_error(self, lesson: Lesson, forward: Callable[[], Any], computed: list[Any]) -> float:
         returned: list[Any] = []
-        hooks = self._along(Rehearsal(self.plan, passages))
-        hooks.add(self.model, _noting_returns(returned))
+        rehearsal = self._rehearsal(lesson, forward, _noting_returns(returned))
+        return relative_error(returned, computed) if rehearsal.is_as_learned else inf
+
+    def _rehearsal(self, lesson: Lesson, forward: Callable[[], Any], around_model: Callable[..., Any]) -> Rehearsal:
+        rehearsal = Rehearsal(self.plan, [lesson.passage(chain) for chain in self.plan.chains])
+        hooks = self._along(rehearsal)
+        hooks.add(self.model, around_model)
         with hooks:
-            forward()
-        error = relative_error(returned, computed)
-        if error > MOST_REHEARSAL_ERROR:
-            self.run.refuse_plan(self.model, f"leaving them out changed the output by {error:.1%}")
-        return error <= MOST_REHEARSAL_ERROR
+            try:
+                forward()
+            except _SHAPES_DO_NOT_FIT:
+                rehearsal.is_as_learned = False
+        return rehearsal
 
     def _give_up(self) -> None:
         self.run.forget(self.contexts)
@@ -164,7 +185,7 @@ class ModelCall:
         hooks = HookRegistry()
         for chain, members in enumerate(self.plan.chains):
             for index, block in enumerate(members.blocks):
-                hooks.add(block, _handing_over(partial(stack.block, chain, index)))
+                hooks.add(block, _handing_over(partial(stack.block, chain, index)), members.methods[index])
         return hooks
 
     def visit(self, number: int, site: Site) -> Visit:
@@ -192,10 +213,14 @@ class ModelCall:
         )
 
     def _at(self, number: int, site: Site) -> Callable[..., Any]:
+        is_passing = not self.run.strategies[number].steps_in_at(site)
+
         def around(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             outer = self._is_inside_attention
             self._is_inside_attention |= site.level == "attention"
             try:
+                if is_passing:
+                    return forward(*args, **kwargs)
                 return at_module(self.visit(number, site), forward, args, kwargs)
             finally:
                 self._is_inside_attention = outer
@@ -298,6 +323,18 @@ def _handing_over(stand_in: Callable[..., Any]) -> Callable[..., Any]:
         return stand_in(forward, args, kwargs)
 
     return around
+
+
+def _with_another_latent(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """The model, given something else for its first argument."""
+
+    def other(leaf: Any) -> Any:
+        return 0.7 * leaf.flip(-1) + 0.1 if is_feature(leaf) else leaf
+
+    if args:
+        return forward(tree_map(other, args[0]), *args[1:], **kwargs)
+    first = next(iter(kwargs), None)
+    return forward(**{name: tree_map(other, value) if name == first else value for name, value in kwargs.items()})
 
 
 def _noting_returns(returned: list[Any]) -> Callable[..., Any]:

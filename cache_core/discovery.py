@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .features import Features, Path, Structure, at_path, copied, is_feature, taken_apart, tensors_in
+from .features import Features, Path, Structure, at_path, copied, is_tensor, taken_apart, tensors_in
 from .hooks import Around, HookRegistry
 
 SMALLEST_SHARE = 0.08  # of the parameters in all chains: refiners and heads below it cost next to nothing
@@ -24,8 +24,10 @@ class Wiring:
 
     takes: tuple[Path, ...]  # to each stream in (args, kwargs)
     gives: tuple[Path | None, ...]  # to it in the return value; None where it ends here
-    order: tuple[Path, ...]  # in which the return value holds them
+    extras: dict[Path, Kind]  # tensors that it returns besides the streams
+    order: tuple[Path, ...]  # in which the return value holds all of them
     returns: Structure
+    arguments: frozenset[Path]  # the tensors it is given
 
     def streams_in(self, args: tuple, kwargs: dict) -> list[Tensor]:
         """The streams as the block is given them."""
@@ -36,9 +38,12 @@ class Wiring:
         return [None if path is None else at_path(output, path) for path in self.gives]
 
     def returned(self, streams: list[Tensor]) -> Any:
-        """What the block would return if it left the streams at these values."""
+        """What the block would return if it left the streams at these values; all it returns besides is zeros."""
         given = dict(zip(self.gives, streams))
-        return self.returns.filled_with([given[path] for path in self.order])
+        zeros = {
+            path: streams[0].new_zeros((), dtype=dtype).expand(shape) for path, (shape, dtype) in self.extras.items()
+        }
+        return self.returns.filled_with([given[path] if path in given else zeros[path] for path in self.order])
 
 
 @dataclass(frozen=True)
@@ -52,10 +57,13 @@ class Chain:
     main: int  # the stream with the most elements: the image's
     main_size: int  # its elements in the call that was learned from
 
+    ends: tuple[int, ...]  # the streams of features that leave the chain
+    methods: tuple[str, ...]  # by which the model runs each block
+
     @property
-    def ends(self) -> tuple[int, ...]:
-        """The streams that leave the chain."""
-        return tuple(stream for stream, path in enumerate(self.wirings[-1].gives) if path is not None)
+    def has_extras(self) -> bool:
+        """Whether blocks return more than they pass on."""
+        return any(wiring.extras for wiring in self.wirings)
 
 
 @dataclass(frozen=True)
@@ -64,6 +72,11 @@ class BlockPlan:
 
     chains: tuple[Chain, ...] = ()
     notes: tuple[str, ...] = ()
+
+    def without(self, chains: Collection[Chain], why: str) -> BlockPlan:
+        """The plan in which these always run."""
+        left = tuple(chain for chain in self.chains if chain not in chains)
+        return BlockPlan(left, (*self.notes, *(f"{chain.name} always runs: {why}" for chain in chains)))
 
     @property
     def block_count(self) -> int:
@@ -107,8 +120,8 @@ class Passage:
 class Lesson:
     """Watches one ordinary call of a model. Use `with lesson.watching():` around it, then `lesson.plan()`."""
 
-    def __init__(self, model: nn.Module) -> None:
-        self.lists = dict(block_lists(model))
+    def __init__(self, model: nn.Module, methods: Mapping[str, str]) -> None:
+        self.lists, self.methods = dict(block_lists(model)), methods
         self.runs: dict[str, list[_Ran]] = {name: [] for name in self.lists}
         self._running: list[str] = []
         self._clock = 0
@@ -118,7 +131,7 @@ class Lesson:
         hooks = HookRegistry()
         for name, blocks in self.lists.items():
             for index, block in enumerate(blocks.values()):
-                hooks.add(block, self._watch(name, index))
+                hooks.add(block, self._watch(name, index), self._method_of(block))
         return hooks
 
     def plan(self) -> BlockPlan:
@@ -128,7 +141,7 @@ class Lesson:
             chain = self._chain(name, blocks)
             if isinstance(chain, Chain):
                 chains.append(chain)
-            elif self.runs[name]:
+            elif self.runs[name] and not any(ran.inside for ran in self.runs[name]):
                 notes.append(f"{name} always runs: {chain}")
         weights = {chain.name: sum(weights_in(block) for block in chain.blocks) for chain in chains}
         most = max((chain.main_size for chain in chains), default=0)
@@ -169,7 +182,7 @@ class Lesson:
                 self._running.pop()
             if before is not None:
                 before.took, before.gave = {}, {}
-            ran.gave, ran.returns = tensors_in(output), taken_apart(output)[1]
+            ran.gave, ran.returns = tensors_in(output), taken_apart(output, is_tensor)[1]
             ran.kinds_given = _kinds(ran.gave)
             passed_on = set(ran.kinds_given.values())
             ran.entered = {path: copy for path, copy in entered.items() if ran.kinds_taken[path] in passed_on}
@@ -187,7 +200,7 @@ class Lesson:
         if any(ran.inside for ran in runs):
             return "it runs inside another block"
         if len(runs) == 1:  # a single block: it would feed another one like itself
-            runs[0].links = _links(runs[0].gave, runs[0].took, foreign=set())
+            runs[0].links = _links(runs[0].gave, runs[0].took, foreign=set(), takes_first=True)
         linked = runs[1:] or runs
         votes = Counter(link for ran in linked for link in ran.links)
         streams = sorted(
@@ -195,55 +208,75 @@ class Lesson:
             key=lambda link: [str(key) for key in link[0]],
         )
         streams = [(gives, takes) for gives, takes in streams if all(takes in ran.kinds_taken for ran in runs)]
-        if not streams or len({takes for _, takes in streams}) < len(streams):
+        features = [stream for stream, (_, takes) in enumerate(streams) if _is_features(runs[0].kinds_taken[takes])]
+        if not features or len({takes for _, takes in streams}) < len(streams):
             return "its blocks do not feed each other"
         kinds = [(ran.kinds_taken[takes], ran.kinds_given.get(gives)) for ran in runs for gives, takes in streams]
         if any(given not in (None, taken) for taken, given in kinds):
             return "its blocks change the shape or the type of what they pass on"
         passed_on = {gives for gives, _ in streams}
-        if any(set(ran.kinds_given) - passed_on or ran.returns.has_other_tensors for ran in runs):
-            return "its blocks return more than they pass on"
-        if any(len(ran.kinds_given) != ran.returns.feature_count for ran in runs):
+        if any(len(ran.kinds_given) != ran.returns.tensor_count for ran in runs):
             return "its blocks return something that can't be read"
         wirings = tuple(
             Wiring(
                 takes=tuple(takes for _, takes in streams),
                 gives=tuple(gives if gives in ran.kinds_given else None for gives, _ in streams),
+                extras={path: kind for path, kind in ran.kinds_given.items() if path not in passed_on},
                 order=tuple(ran.kinds_given),
                 returns=ran.returns,
+                arguments=frozenset(ran.kinds_taken),
             )
             for ran in runs
         )
-        sizes = [runs[0].kinds_taken[takes][0].numel() for _, takes in streams]
-        main = max(range(len(streams)), key=sizes.__getitem__)
-        return Chain(name, tuple(blocks.values()), tuple(f"{name}.{key}" for key in blocks), wirings, main, sizes[main])
+        sizes = {stream: runs[0].kinds_taken[streams[stream][1]][0].numel() for stream in features}
+        main = max(features, key=sizes.__getitem__)
+        return Chain(
+            name=name,
+            blocks=tuple(blocks.values()),
+            names=tuple(f"{name}.{key}" for key in blocks),
+            wirings=wirings,
+            main=main,
+            main_size=sizes[main],
+            ends=tuple(stream for stream in features if wirings[-1].gives[stream] is not None),
+            methods=tuple(map(self._method_of, blocks.values())),
+        )
+
+    def _method_of(self, block: nn.Module) -> str:
+        return self.methods.get(type(block).__name__, "forward")
 
 
 def _kinds(tensors: dict[Path, Tensor]) -> dict[Path, Kind]:
-    return {path: (tensor.shape, tensor.dtype) for path, tensor in tensors.items() if is_feature(tensor)}
+    return {path: (tensor.shape, tensor.dtype) for path, tensor in tensors.items()}
+
+
+def _is_features(kind: Kind) -> bool:
+    return kind[1].is_floating_point
 
 
 def _copies(tensors: dict[Path, Tensor]) -> dict[Path, Tensor]:
-    return {path: copied([tensor])[0] for path, tensor in tensors.items() if is_feature(tensor)}
+    return {path: copied([tensor])[0] for path, tensor in tensors.items()}
 
 
-def _links(given: dict[Path, Tensor], taken: dict[Path, Tensor], foreign: set[int]) -> list[tuple[Path, Path]]:
+def _links(
+    given: dict[Path, Tensor], taken: dict[Path, Tensor], foreign: set[int], takes_first: bool = False
+) -> list[tuple[Path, Path]]:
     """Which input each tensor given by the block before arrives at: the same object, else the only one alike.
 
-    `foreign` are the ids of those that have not come from it.
+    `foreign` are the ids of those that have not come from it. With `takes_first`, of several alike it is the first.
     """
-    links: list[tuple[Path, Path]] = []
+    ways = {id(tensor): path for path, tensor in reversed(taken.items())}
+    links = {gives: ways[id(tensor)] for gives, tensor in given.items() if id(tensor) in ways}
     for gives, tensor in given.items():
-        free = [path for path in taken if is_feature(taken[path]) and path not in {arrived for _, arrived in links}]
-        same = [path for path in free if taken[path] is tensor]
         alike = [
             path
-            for path in free
-            if (taken[path].shape, taken[path].dtype) == (tensor.shape, tensor.dtype) and id(taken[path]) not in foreign
+            for path, other in taken.items()
+            if (other.shape, other.dtype) == (tensor.shape, tensor.dtype)
+            and path not in links.values()
+            and id(other) not in foreign
         ]
-        if same or len(alike) == 1:
-            links.append((gives, (same or alike)[0]))
-    return links
+        if gives not in links and (len(alike) == 1 or (alike and takes_first)):  # LTX's positions look like its tokens
+            links[gives] = alike[0]
+    return list(links.items())
 
 
 def block_lists(model: nn.Module) -> Iterator[tuple[str, dict[str, nn.Module]]]:

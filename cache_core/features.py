@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
@@ -19,10 +19,10 @@ ENOUGH_TOKENS = 1024  # times channels: a mean of millions of values
 
 @dataclass(frozen=True)
 class Structure:
-    """What a call returned besides its tensors: the nesting, and the leaves that are no floating-point tensors."""
+    """What a call returned besides some of its tensors: the nesting, and the other leaves."""
 
     spec: TreeSpec
-    constants: tuple[Any, ...]  # a leaf, or _TENSOR where a tensor goes
+    constants: tuple[Any, ...]  # a leaf, or _TENSOR where one of those tensors goes
 
     def filled_with(self, features: Sequence[Tensor]) -> Any:
         """The same structure around other tensors."""
@@ -31,8 +31,8 @@ class Structure:
         return tree_unflatten(leaves, self.spec)
 
     @property
-    def feature_count(self) -> int:
-        """How many features it takes."""
+    def tensor_count(self) -> int:
+        """How many tensors it takes."""
         return sum(constant is _TENSOR for constant in self.constants)
 
     @property
@@ -72,11 +72,16 @@ def is_feature(leaf: Any) -> bool:
     return isinstance(leaf, Tensor) and leaf.is_floating_point()
 
 
-def taken_apart(value: Any) -> tuple[Features, Structure]:
-    """The floating-point tensors of a value, and the structure to put others in their place."""
+def is_tensor(leaf: Any) -> bool:
+    """Whether a leaf is a tensor of any type."""
+    return isinstance(leaf, Tensor)
+
+
+def taken_apart(value: Any, belongs: Callable[[Any], bool] = is_feature) -> tuple[Features, Structure]:
+    """The floating-point tensors of a value (or those that belong), and the structure to put others in their place."""
     leaves, spec = tree_flatten(value)
-    features = tuple(leaf for leaf in leaves if is_feature(leaf))
-    return features, Structure(spec, tuple(_TENSOR if is_feature(leaf) else leaf for leaf in leaves))
+    taken = tuple(leaf for leaf in leaves if belongs(leaf))
+    return taken, Structure(spec, tuple(_TENSOR if belongs(leaf) else leaf for leaf in leaves))
 
 
 def copied(features: Sequence[Tensor]) -> Features:

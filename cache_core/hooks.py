@@ -24,12 +24,12 @@ class HookRegistry:
     """
 
     def __init__(self) -> None:
-        self._hooks: list[tuple[nn.Module, Around]] = []
+        self._hooks: list[tuple[nn.Module, Around, str]] = []
         self._installed: list[_StandIn] = []
 
-    def add(self, module: nn.Module, around: Around) -> None:
-        """Run `around(forward, *args, **kwargs)` in place of the module's forward."""
-        self._hooks.append((module, around))
+    def add(self, module: nn.Module, around: Around, method: str = "forward") -> None:
+        """Run `around(forward, *args, **kwargs)` in place of the module's forward, or of another method."""
+        self._hooks.append((module, around, method))
 
     def extend(self, other: HookRegistry) -> None:
         """Add all functions of another registry."""
@@ -37,8 +37,8 @@ class HookRegistry:
 
     def __enter__(self) -> HookRegistry:
         try:
-            for module, around in self._hooks:
-                self._installed.append(_StandIn(module, around))
+            for module, around, method in self._hooks:
+                self._installed.append(_StandIn(module, around, method))
         except BaseException:
             self.__exit__()
             raise
@@ -50,14 +50,14 @@ class HookRegistry:
 
 
 class _StandIn:
-    """Stands in for one module's forward."""
+    """Stands in for one module's forward, or for another method."""
 
-    def __init__(self, module: nn.Module, around: Around) -> None:
-        self.module = module
+    def __init__(self, module: nn.Module, around: Around, method: str) -> None:
+        self.module, self.method = module, method
         self.around: Around | None = around
-        self.forward = module.forward
-        self.was_patched = "forward" in vars(module)
-        module.forward = self
+        self.forward = getattr(module, method)
+        self.was_patched = method in vars(module)
+        setattr(module, method, self)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if self.around is None:
@@ -66,9 +66,9 @@ class _StandIn:
 
     def uninstall(self) -> None:
         self.around = None
-        if vars(self.module).get("forward") is not self:
+        if vars(self.module).get(self.method) is not self:
             return  # patched by someone else since: leave theirs, which calls through us
         if self.was_patched:
-            self.module.forward = self.forward
+            setattr(self.module, self.method, self.forward)
         else:
-            del self.module.forward
+            delattr(self.module, self.method)

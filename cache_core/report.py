@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from math import isfinite
 from statistics import median
 from typing import Any
@@ -181,5 +181,4 @@ def _amount(count: int) -> str:
 
 
 def _settings(strategy: Strategy) -> dict[str, Any]:
-    shown = {item.name for item in fields(strategy) if item.metadata.get("shown")}
-    return {name: value for name, value in asdict(strategy).items() if name in shown}
+    return {item.name: getattr(strategy, item.name) for item in fields(strategy) if item.metadata.get("shown")}

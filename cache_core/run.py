@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any
 
 from torch import Tensor, nn
@@ -14,7 +15,9 @@ from .discovery import BlockPlan, block_lists
 from .features import Layout, Structure, bytes_held
 from .report import Report
 from .step import Schedule
-from .strategy import Level, Site, Strategy
+from .strategy import GUIDANCE, Level, Site, Strategy
+
+MOST_LESSONS = 4  # two branches of a prompt, twice
 
 
 @dataclass
@@ -46,16 +49,21 @@ class CacheRun:
     run = CacheRun([FirstBlockCache()], Schedule(sigmas))
     run.begin_evaluation()
     output = run.call_model(model, lambda: model(latent, sigma), sigma, contexts=["negative", "positive"])
+
+    `methods` names, by the class of a block, the method by which a model runs it where that is not `forward`.
     """
 
-    def __init__(self, strategies: Sequence[Strategy], schedule: Schedule) -> None:
+    def __init__(
+        self, strategies: Sequence[Strategy], schedule: Schedule, methods: Mapping[str, str] | None = None
+    ) -> None:
         self.strategies = tuple(strategy for strategy in strategies if not strategy.is_off)
-        self.schedule = schedule
+        self.schedule, self.methods = schedule, methods or {}
         self.report = Report(strategies=tuple(strategies), steps=schedule.count)
         self.evaluation, self.previous = Evaluation(), Evaluation()
         self.memories: dict[tuple[Hashable, int, Site], Memory] = {}
         self._call: ModelCall | None = None
         self._plans: dict[nn.Module, BlockPlan] = {}
+        self._lessons: dict[nn.Module, int] = {}  # how many taught nothing
         self._places: dict[tuple[int, nn.Module], list[tuple[nn.Module, Site]]] = {}
 
     def begin_evaluation(self, sigma: SigmaReading | None = None) -> None:
@@ -65,7 +73,19 @@ class CacheRun:
 
     def steps_in_at(self, level: Level) -> bool:
         """Whether one of the strategies works at this level."""
+        if level == "guidance":
+            return self.number_at_guidance is not None
         return any(level in strategy.levels for strategy in self.strategies)
+
+    @property
+    def number_at_guidance(self) -> int | None:
+        """Which of the strategies stands in for the prediction without the prompt, if one does."""
+        numbers = (
+            number
+            for number, strategy in enumerate(self.strategies)
+            if "guidance" in strategy.levels and strategy.steps_in_at(GUIDANCE)
+        )
+        return next(numbers, None)
 
     def call_model(
         self,
@@ -112,12 +132,14 @@ class CacheRun:
         `predict` makes model calls for those predictions that are wanted, the other is None. `context` and `label` are
         those of the branch without the prompt; both predictions have the latent's shape.
         """
+        if not self.steps_in_at("guidance"):
+            return predict(True, True)
         call = self._new_call(model, sigma, [("guidance", context)])
-        self.evaluation.sigma = call.sigma
+        known, self.evaluation.sigma = self.evaluation.sigma, call.sigma
         try:
             predictions, stood_in = call.guided(predict)
         finally:
-            self.evaluation.sigma = None
+            self.evaluation.sigma = known
         if stood_in:
             self.report.add(call.record((label,)))
         self._tell_held(call)
@@ -165,11 +187,18 @@ class CacheRun:
         if not plan.chains:
             self.report.note("no chain of blocks was found: only the whole model's output can be cached")
 
-    def refuse_plan(self, model: nn.Module, why: str) -> None:
-        """The chains of this model were misread: it has none from here on."""
-        self._plans[model] = BlockPlan()
-        self._places.clear()
-        self.report.note(f"the model's blocks could not be read ({why}), so they always run")
+    def not_learned(self, model: nn.Module, error: float) -> BlockPlan:
+        """Leaving out the chains that were found changed the output by so much: they were misread, there are none.
+
+        Without bound if the model ran them with other shapes than just before. It may be different in its first call:
+        the next calls try again.
+        """
+        self._lessons[model] = self._lessons.get(model, 0) + 1
+        if error < inf or self._lessons[model] == MOST_LESSONS:
+            why = f"leaving them out changed the output by {error:.1%}" if error < inf else "their shapes change"
+            self.learned(model, BlockPlan())
+            self.report.note(f"the model's blocks could not be read ({why}), so they always run")
+        return BlockPlan()
 
     def blocks_of(self, model: nn.Module) -> dict[str, nn.Module]:
         """The model's blocks by name; before its chains are known, all that may be blocks."""
@@ -239,15 +268,17 @@ def _modules_inside(blocks: dict[str, nn.Module], strategy: Strategy) -> list[tu
 
 
 def _attention_inside(blocks: dict[str, nn.Module], strategy: Strategy) -> list[tuple[nn.Module, Site]]:
-    """The attention modules in each block, of the kinds that the strategy caches."""
+    """The attention modules in each block; those it does not step in at too, as what runs in them is no site."""
     modules = {
         path: module
         for name, block in blocks.items()
         for path, module in _running_inside(name, block).items()
         if is_attention(path)
     }
-    sites = {name: Site("attention", name, kind=kind_of(name, module)) for name, module in modules.items()}
-    return [(modules[name], sites[name]) for name in _without_inner(modules) if strategy.steps_in_at(sites[name])]
+    return [
+        (module, Site("attention", name, kind=kind_of(name, module)))
+        for name, module in _without_inner(modules).items()
+    ]
 
 
 _SITES_OF = {"block": _blocks, "module": _modules_inside, "attention": _attention_inside}

@@ -62,6 +62,9 @@ class Site:
     kind: Kind | None = None  # of attention
 
 
+GUIDANCE = Site("guidance", "")  # the prediction without the prompt; one in a model
+
+
 class Call(Protocol):
     """One site in one model call, as one branch of the prompt sees it."""
 
@@ -110,7 +113,7 @@ class Strategy:
         return [block]
 
     def steps_in_at(self, site: Site) -> bool:
-        """Level attention only: whether its settings ever reuse anything at this site."""
+        """Levels attention and guidance: whether its settings ever reuse anything at this site."""
         return True
 
     def new_state(self, site: Site) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .step import Step
+from .step import SAME_SIGMA, Step
 from .strategy import Strategy, setting
 
 
@@ -15,7 +15,9 @@ def timestep(default: int, help: str) -> Any:
 
 def is_open(strategy: Strategy, name: str, step: Step) -> bool:
     """Whether the step lies in this window of the strategy's."""
-    return getattr(strategy, f"{name}_start") < step.timestep < getattr(strategy, f"{name}_end")
+    margin = SAME_SIGMA * step.timestep  # or a step at an end would be inside or not as float32 rounds its sigma
+    start, end = getattr(strategy, f"{name}_start"), getattr(strategy, f"{name}_end")
+    return start < step.timestep - margin and step.timestep + margin < end
 
 
 def check_windows(strategy: Strategy, *names: str) -> None:

@@ -132,8 +132,8 @@ class FasterCache(Strategy):
         elif call.may_reuse and state.broadcast.goes_on(call.step, skip_range):
             call.reason = f"{kind} attention is computed once in {skip_range} steps"
             call.order = len(state.outputs) - 1
-            weights = [1 + self.attention_weight, -self.attention_weight] if call.order else [1.0]
-            return state.outputs.combined(weights)
+            change = self._attention_weight(call.site) if call.order else 0.0
+            return state.outputs.combined([1 + change, -change][: call.order + 1])
         elif call.may_reuse:
             call.reason = f"{kind} attention was extrapolated in {skip_range - 1} steps"
         state.outputs.add(call.step.time, (yield COMPUTE))
@@ -158,6 +158,9 @@ class FasterCache(Strategy):
     def _skips_unconditional(self, step: Step, state: GuidanceState) -> bool:
         within = is_open(self, "unconditional_batch_timestep_skip", step)
         return within and state.broadcast.goes_on(step, self.unconditional_batch_skip_range)
+
+    def _attention_weight(self, site: Site) -> float:
+        return self.attention_weight
 
     def _low_weight(self, step: Step) -> float:
         return self.alpha_low_frequency if is_open(self, "low_frequency_weight_update", step) else 1.0

@@ -8,7 +8,7 @@ from cache_core import CacheRun, Schedule
 from cache_core.strategies.first_block import FirstBlockCache
 from cache_core.strategies.taylorseer import TaylorSeerCache
 
-LEVELS = ["output", "model", "block", "module"]
+LEVELS = ["output", "model", "block", "module", "attention"]
 THIRD = "third"
 WITH_THIRD = {**TEXTS, THIRD: torch.full_like(TEXTS[NEGATIVE], 5.0)}
 
@@ -36,6 +36,22 @@ def test_a_branch_that_leaves_does_not_disturb_the_other(toy, level, layout):
     assert sampling.report.calls[-1].action == "reused"
     assert relative_error(alone[POSITIVE], computed[POSITIVE]) < 0.1  # the steps are 1/12 of the schedule apart
     assert relative_error(alone[POSITIVE], computed[NEGATIVE]) > 0.5
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("layout", ["joined", "separate"])
+def test_a_branch_that_was_away_for_an_evaluation_computes_with_all_others(toy, level, layout):
+    sampling, latents = Sampling(toy, (ReuseAlways(level),), layout=layout), differing(first_latent())
+    rows = []
+    for index, names in enumerate([(NEGATIVE, POSITIVE)] * 2 + [(POSITIVE,)] + [(NEGATIVE, POSITIVE)] * 2):
+        before = toy.rows_of(level)
+        output = sampling.predict({name: latents[name] for name in names}, index)
+        rows.append(toy.rows_of(level) - before)
+        if index == 3:
+            plain = Sampling(Toy(), None, layout=layout).predict(latents, 3)
+            assert all(torch.equal(output[name], plain[name]) for name in latents)
+    both = 2 * len(toy.units(level))
+    assert rows == [both, rows[1], 0, both, 0]
 
 
 @pytest.mark.parametrize("level", LEVELS)

@@ -6,7 +6,8 @@ import math
 import pytest
 from toy import NEGATIVE, POSITIVE, ReuseAlways, Sampling, first_latent, sigmas_of
 
-from cache_core import CacheRun, Schedule
+from cache_core import CacheRun, Report, Schedule
+from cache_core.report import CallRecord
 from cache_core.strategies.first_block import FirstBlockCache
 from cache_core.strategies.taylorseer import TaylorSeerCache
 
@@ -111,6 +112,46 @@ def test_a_run_without_calls_has_a_report():
     assert report.as_dict()["totals"]["calls"] == 0
     assert report.computed_share == 1.0
     assert report.speed_up is None
+
+
+@pytest.mark.parametrize(
+    ("calls", "speed_up"),
+    [
+        ([(1, "computed", 2.0), (2, "reused", 1.0)], 4 / 3),
+        ([(1, "computed", 1.0), (1, "computed", 1.0), (2, "reused", 0.5), (2, "reused", 0.5)], 4 / 3),
+        ([(1, "computed", 1.0), (1, "computed", 1.0), (2, "computed", 1.0), (2, "reused", 0.0)], 4 / 3),
+        ([(1, "computed", 1.0), (2, "computed", 1.0)], 1.0),
+        (
+            [(1, "computed", 9.0), *((n, "computed", 2.0) for n in (2, 3)), *((n, "forecast", 1.0) for n in (4, 5))],
+            10 / 15,
+        ),
+        ([(1, "reused", 1.0)], None),
+        ([(1, "computed", 1.0), (1, "forecast", 1.0)], None),
+        ([(1, "computed", 0.0)], None),
+    ],
+    ids=[
+        "joined",
+        "separate",
+        "one-branch-left-out",
+        "nothing-reused",
+        "a-slow-first",
+        "no-call",
+        "no-evaluation",
+        "no-time",
+    ],
+)
+def test_the_speed_up_is_against_evaluations_in_which_nothing_was_reused(calls, speed_up):
+    report = Report(strategies=(), steps=2)
+    for evaluation, action, seconds in calls:
+        report.add(CallRecord(None, (POSITIVE,), action, "", None, 1.0, None, evaluation, seconds=seconds))
+    assert report.speed_up == (speed_up and pytest.approx(speed_up))
+
+
+@pytest.mark.parametrize("layout", ["joined", "separate", "alternating"])
+def test_all_calls_of_an_evaluation_have_its_number(toy, layout):
+    sampling = Sampling(toy, (ReuseAlways(),), layout=layout)
+    sampling.sample(first_latent())
+    assert all(call.evaluation == call.step.index + 1 for call in sampling.report.calls)
 
 
 def test_a_note_is_said_once(toy):

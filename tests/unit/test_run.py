@@ -125,6 +125,16 @@ def test_old_outputs_are_dropped_during_the_run(toy):
     assert len(tensors) == 2 * 3  # two branches, three streams, one output each
 
 
+def test_without_a_strategy_for_guidance_both_predictions_are_asked_for_at_once(toy):
+    run, asked = CacheRun((ReuseAlways(),), Schedule(sigmas_of(4))), []
+    for sigma in sigmas_of(4)[:-1]:
+        run.begin_evaluation()
+        answer = run.call_guidance(toy, lambda *wanted: asked.append(wanted) or wanted, torch.tensor([sigma]), NEGATIVE)
+        assert answer == (True, True)
+    assert asked == [(True, True)] * 4
+    assert not run.steps_in_at("guidance")
+
+
 def test_the_report_knows_the_bytes_held(toy):
     sampling = in_mid_run(toy, TaylorSeerCache(cache_level="output", max_order=1))
     assert sampling.report.bytes_held == 2 * 2 * first_latent().nbytes  # two branches, two outputs each

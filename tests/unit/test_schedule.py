@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from toy import sigmas_of
 
 from cache_core import Schedule
-from cache_core.schedule import published_steps, sigma_spaced_steps
+from cache_core.schedule import Broadcast, published_steps, sigma_spaced_steps
+from cache_core.step import OpenSchedule
 from cache_core.strategies.taylorseer import TaylorSeerCache
 
 EVEN = [1.0, 0.75, 0.5, 0.25, 0.0]
@@ -69,6 +70,88 @@ def test_lengths_of_steps_average_one():
     assert sum(lengths) / 12 == pytest.approx(1)
     assert lengths[0] < 1 < lengths[-1]
     assert Schedule(EVEN).step_at(0.5).length == pytest.approx(1)
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+@pytest.mark.parametrize("steps", [4, 20])
+def test_the_place_of_a_step_is_how_far_it_is_in_even_steps(steps, shift):
+    schedule = Schedule(sigmas_of(steps, shift))
+    found = [schedule.step_at(sigma) for sigma in schedule.sigmas[:-1]]
+    assert [step.place for step in found] == pytest.approx([steps * (1 - sigma) for sigma in schedule.sigmas[:-1]])
+    assert all(after.place - step.place == pytest.approx(step.length) for step, after in pairwise(found))
+    between = (schedule.sigmas[1] + schedule.sigmas[2]) / 2
+    assert found[1].place < schedule.step_at(between).place < found[2].place
+
+
+def test_a_schedule_of_a_part_of_the_noise_begins_at_place_zero():
+    schedule = Schedule([0.6, 0.4, 0.2, 0.0])
+    assert [schedule.step_at(sigma).place for sigma in schedule.sigmas] == pytest.approx([0, 1, 2, 3])
+
+
+@pytest.mark.parametrize(("sigma", "timestep"), [(1.0, 1000), (0.25, 250), (0.0, 0), (0.3, 300)])
+def test_the_timestep_of_a_flow_model_is_its_sigma_in_thousandths(sigma, timestep):
+    assert Schedule(EVEN).step_at(sigma).timestep == pytest.approx(timestep)
+
+
+def test_the_timestep_of_other_models_is_what_they_say_or_the_share_of_the_noise():
+    assert Schedule([14.6, 1.0, 0.0]).step_at(1.0).timestep == pytest.approx(500)
+    assert Schedule([14.6, 1.0, 0.0], timestep_of=lambda sigma: 60 * sigma).step_at(14.6).timestep == pytest.approx(876)
+
+
+def test_an_open_schedule_makes_a_step_of_each_sigma_it_reaches():
+    schedule, sigmas = OpenSchedule(), [1.0, 1.0, 0.8, 0.8 * (1 + 5e-6), 0.5, 0.5 * (1 - 5e-6), 0.1]
+    steps = [schedule.step_at(sigma) for sigma in sigmas]
+    assert [step.index for step in steps] == [step.place for step in steps] == [0, 0, 1, 1, 2, 2, 3]
+    assert {step.length for step in steps} == {1.0}
+    assert [step.timestep for step in steps] == pytest.approx([1000 * sigma for sigma in sigmas])
+    assert schedule.is_open
+    assert not Schedule(EVEN).is_open
+    assert schedule.count == 4
+
+
+def test_an_open_schedule_finds_a_sigma_again_that_it_passed():
+    schedule = OpenSchedule()
+    assert [schedule.step_at(sigma).index for sigma in (0.9, 0.6, 0.3, 0.9, 0.6, 0.7, 1.2, 0.3)] == [
+        0,
+        1,
+        2,
+        0,
+        1,
+        0,
+        0,
+        2,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("shift", "skip_range", "lasting"),
+    [
+        (1.0, 1, 0),
+        (1.0, 2, 1),
+        (1.0, 5, 4),  # as published
+        (6.0, 5, 4),  # many steps at high noise are but a little way
+    ],
+)
+def test_a_value_lasts_for_one_evaluation_less_than_the_range(shift, skip_range, lasting):
+    schedule, broadcast = Schedule(sigmas_of(20, shift)), Broadcast()
+    steps = [schedule.step_at(sigma) for sigma in schedule.sigmas[:-1]]
+    broadcast.begin(steps[0])
+    assert [broadcast.goes_on(step, skip_range) for step in steps[1:8]] == [True] * lasting + [False] * (7 - lasting)
+
+
+def test_a_value_lasts_no_further_than_so_many_even_steps():
+    schedule, broadcast = Schedule([1.0, 0.9, 0.71, 0.7, 0.5, 0.0]), Broadcast()  # an even step is 0.2
+    broadcast.begin(schedule.step_at(0.9))
+    assert [broadcast.goes_on(schedule.step_at(sigma), 2) for sigma in (0.5, 0.4)] == [False, False]
+    broadcast.begin(schedule.step_at(0.9))
+    assert broadcast.goes_on(schedule.step_at(0.51), 2)
+
+
+def test_a_step_evaluated_twice_counts_twice_and_another_value_begins_anew():
+    step, broadcast = Schedule(EVEN).step_at(0.5), Broadcast()
+    for _ in range(2):
+        broadcast.begin(step)
+        assert [broadcast.goes_on(step, 3) for _ in range(4)] == [True, True, False, False]
 
 
 @pytest.mark.parametrize(

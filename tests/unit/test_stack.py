@@ -6,6 +6,7 @@ from torch import nn
 from toy import IMAGE, NEGATIVE, POSITIVE, C, ReuseAlways, Sampling, Toy, W, first_latent, relative_error, sigmas_of
 
 from cache_core import CacheRun, Schedule
+from cache_core.sites import ONLY_BLOCK
 from cache_core.strategies.first_block import FirstBlockCache
 from cache_core.strategies.taylorseer import TaylorSeerCache
 
@@ -89,6 +90,34 @@ def test_the_first_block_runs_and_its_residual_is_not_counted_twice(toy):
     outputs = [torch.cat(list(sampling.predict(latents, index).values())) for index in range(3)]
     assert [block.runs for block in toy.blocks] == [3, 1, 1, 1, 1]
     assert relative_error(outputs[2], outputs[0]) < 1e-3  # no more than the inputs differ
+
+
+@pytest.mark.parametrize("in_place", [True, False], ids=["in-place", "out-of-place"])
+@pytest.mark.parametrize("layout", ["joined", "separate", "alternating"])
+@pytest.mark.parametrize("doubles", [0, 1], ids=["single", "double"])
+def test_a_stack_of_one_block_tests_what_enters_it(in_place, layout, doubles):
+    toy = Toy(doubles, 1 - doubles, in_place)
+    toy.embed_sigma.weight.mul_(1e-3)  # hardly another input: zero change would compute
+    sampling = Sampling(toy, (FirstBlockCache(residual_diff_threshold=0.1, max_order=0),), layout=layout)
+    scales, outputs, rows = (1, 1.001, 1.002, -9, -9.01), [], []
+    for index, scale in enumerate(scales):
+        before = toy.rows_of("block")
+        output = sampling.predict(dict.fromkeys(sampling.branches, first_latent() * scale), index)
+        outputs.append(torch.cat(list(output.values())))
+        rows.append(toy.rows_of("block") - before)
+    assert rows == [2, 0, 0, 2, 0]
+    assert ONLY_BLOCK in sampling.report.notes
+    assert relative_error(outputs[2], outputs[0]) < 0.01  # no more than the inputs differ
+    assert relative_error(outputs[4], outputs[3]) < 0.01
+    assert relative_error(outputs[3], outputs[0]) > 0.1
+
+
+@pytest.mark.parametrize("doubles", [0, 1], ids=["single", "double"])
+def test_a_stack_of_one_block_gives_the_same_output_without_running_it(doubles):
+    for strategy in (ReuseAlways(), ORDER_ZERO):
+        computed, reused, ran = replay(Toy(doubles, 1 - doubles), strategy, control=control_signal())
+        assert ran == 0
+        assert relative_error(reused, computed) <= REPLAY_ERROR
 
 
 class Unruly(nn.Module):
@@ -176,9 +205,11 @@ class TwoChains(nn.Module):
         self.text_blocks = nn.ModuleList(nn.Linear(C, C) for _ in range(2))
         self.image_blocks = nn.ModuleList(nn.Linear(C, C) for _ in range(2))
         self.requires_grad_(False)
-        self.refines_text = True
+        self.refines_text, self.text_sees_latent = True, False
 
     def forward(self, latent, sigma, text, control=None):
+        if self.text_sees_latent:
+            text = text + latent.mean()
         if self.refines_text:
             for block in self.text_blocks:
                 text = block(text)
@@ -193,12 +224,25 @@ class TwoChains(nn.Module):
 )
 def test_a_model_that_leaves_its_first_chain_out_later_is_computed(strategy):
     model = TwoChains()
+    model.text_sees_latent = True
     sampling = Sampling(model, (strategy,), branches=(POSITIVE,))
     for index in range(2):
         sampling.call_on(first_latent(), index)
+    assert sampling.report.blocks == "2 text_blocks + 2 image_blocks"
     model.refines_text = False
     output = sampling.call_on(first_latent(), 2)
     assert torch.equal(output, model(first_latent(), None, sampling.texts[POSITIVE]))
+
+
+def test_a_chain_that_does_not_see_the_latent_does_not_lead():
+    """The prompt's encoder would never change, and the picture's blocks would be reused for ever."""
+    model = TwoChains()
+    sampling = Sampling(model, (FirstBlockCache(residual_diff_threshold=0.1, max_order=0),), branches=(POSITIVE,))
+    outputs = [sampling.call_on(first_latent() * scale, index) for index, scale in enumerate((1, 1.001, -40))]
+    assert sampling.report.blocks == "2 image_blocks"
+    assert "text_blocks always runs: it does not see the latent" in sampling.report.notes
+    assert [call.action for call in sampling.report.calls] == ["computed", "reused", "computed"]
+    assert torch.equal(outputs[2], model(first_latent() * -40, None, sampling.texts[POSITIVE]))
 
 
 def test_a_text_refiner_of_few_tokens_does_not_lead():

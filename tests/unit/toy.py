@@ -18,19 +18,48 @@ from cache_core import COMPUTE, CacheRun, Report, Schedule, Strategy
 from cache_core.forecast import History
 
 C, W, IMAGE, TEXT = 4, 16, 10, 6
+PICTURE = (6, 10)  # height, width of latents that are pictures
 NEGATIVE, POSITIVE = "negative", "positive"
 
 
-class Attention(nn.Module):
+class Operation:
+    """One place's scaled_dot_product_attention."""
+
+    def __init__(self) -> None:
+        self.runs = self.rows = 0
+
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        self.runs, self.rows = self.runs + 1, self.rows + len(query)
+        return nn.functional.scaled_dot_product_attention(query, key, value)
+
+
+class Attending(nn.Module):
+    """Sends its attention operations through `attend`, which an adapter may replace."""
+
+    @staticmethod
+    def attend(operation: Operation, *args: Tensor) -> Tensor:
+        return operation(*args)
+
+
+def through_run(model: nn.Module, run: CacheRun) -> None:
+    """As an adapter does: all of the model's attention operations go through the run."""
+    for module in model.modules():
+        if isinstance(module, Attending):
+            module.attend = run.call_attention
+
+
+class Attention(Attending):
     def __init__(self) -> None:
         super().__init__()
         self.runs = self.rows = 0
-        self.qkv, self.out = nn.Linear(W, 3 * W), nn.Linear(W, W)
+        self.qkv, self.out, self.operation = nn.Linear(W, 3 * W), nn.Linear(W, W), Operation()
 
-    def forward(self, tokens: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, text: Tensor | None = None) -> Tensor:
         self.runs, self.rows = self.runs + 1, self.rows + len(tokens)
         query, key, value = self.qkv(tokens).chunk(3, dim=-1)
-        return self.out(nn.functional.scaled_dot_product_attention(query, key, value))
+        if text is not None:
+            _, key, value = self.qkv(text).chunk(3, dim=-1)
+        return self.out(self.attend(self.operation, query, key, value))
 
 
 class FeedForward(nn.Module):
@@ -139,6 +168,61 @@ class Toy(nn.Module):
         return sum(unit.rows for unit in self.units(level))
 
 
+class ThreeKindsBlock(nn.Module):
+    """Attention of all three kinds, each in a module of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.runs = 0
+        self.self_attn, self.temporal_attn, self.cross_attn = Attention(), Attention(), Attention()
+
+    def forward(self, x: Tensor, text: Tensor, vec: Tensor) -> Tensor:
+        self.runs += 1
+        x = x + self.self_attn(x + vec)
+        x = x + self.temporal_attn(x.flip(1) + vec)
+        return x + self.cross_attn(x + vec, text)
+
+
+class OperationsBlock(Attending):
+    """Attends to the picture and to the text without a module for it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.runs = 0
+        self.qkv, self.itself, self.text = nn.Linear(W, 3 * W), Operation(), Operation()
+
+    def forward(self, x: Tensor, text: Tensor, vec: Tensor) -> Tensor:
+        self.runs += 1
+        x = x + self.attend(self.itself, *self.qkv(x + vec).chunk(3, dim=-1))
+        query, (_, key, value) = self.qkv(x)[..., :W], self.qkv(text).chunk(3, dim=-1)
+        return x + self.attend(self.text, query, key, value)
+
+
+class TextBeside(Attending):
+    """A list of blocks on the picture alone, the text given to each; refined before, if there are refiners."""
+
+    def __init__(self, block: type[nn.Module], count: int = 3, refiners: int = 0, seed: int = 0) -> None:
+        super().__init__()
+        self.last = Operation()  # attends after the blocks
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.embed, self.embed_text, self.embed_sigma = nn.Linear(C, W), nn.Linear(C, W), nn.Linear(1, W)
+            self.refiners = nn.ModuleList(block() for _ in range(refiners))
+            self.blocks = nn.ModuleList(block() for _ in range(count))
+            self.head = nn.Linear(W, C)
+        self.requires_grad_(False)
+
+    def forward(self, latent: Tensor, sigma: Tensor, text: Tensor, control: Tensor | None = None) -> Tensor:
+        x, text = self.embed(latent), self.embed_text(text)  # (rows, IMAGE, W), (rows, TEXT, W)
+        vec = self.embed_sigma(sigma.to(latent.dtype)[:, None, None])  # (rows, 1, W)
+        refined = text
+        for block in self.refiners:
+            refined = block(refined, text, vec)
+        for block in self.blocks:
+            x = block(x, refined, vec)
+        return self.head(self.attend(self.last, x, x, x))  # (rows, IMAGE, C)
+
+
 TEXTS = {  # as unlike as two branches can be
     NEGATIVE: -2 * torch.ones(1, TEXT, C),
     POSITIVE: torch.linspace(-3, 3, TEXT * C).reshape(1, TEXT, C),
@@ -191,6 +275,10 @@ class Sampling:
         """One evaluation of all branches, at one step."""
         if self.run is not None:
             self.run.begin_evaluation()
+        return self.calls(latents, index)
+
+    def calls(self, latents: dict[str, Tensor], index: int) -> dict[str, Tensor]:
+        """The model calls of one evaluation, as many as the layout makes of them."""
         joined = self.layout == "joined" or (self.layout == "alternating" and index % 2 == 1)
         groups = [tuple(latents)] if joined else [(name,) for name in latents]
         return {name: part for names in groups for name, part in self.call(latents, self.sigmas[index], names).items()}
@@ -206,6 +294,43 @@ class Sampling:
             velocity = 2 * predicted[POSITIVE] - predicted[NEGATIVE] if NEGATIVE in predicted else predicted[POSITIVE]
             latent = latent + (self.sigmas[index + 1] - self.sigmas[index]) * velocity
         return latent
+
+
+@dataclass
+class GuidedSampling(Sampling):
+    """Leaves it to the run whether the negative branch is called. Its predictions are pictures, (rows, C, *PICTURE)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.asked: list[tuple[str, ...]] = []  # the branches that were asked for, request by request
+
+    def predict(self, latents: dict[str, Tensor], index: int) -> dict[str, Tensor]:
+        def predictions(*wanted: bool) -> list[Tensor | None]:
+            names = [name for name, is_wanted in zip((POSITIVE, NEGATIVE), wanted, strict=True) if is_wanted]
+            self.asked.append(tuple(names))
+            outputs = self.calls({name: latents[name] for name in self.branches if name in names}, index)
+            return [self.picture_of(outputs[name]) if name in outputs else None for name in (POSITIVE, NEGATIVE)]
+
+        self.run.begin_evaluation()
+        sigma = torch.tensor([self.sigmas[index]])
+        positive, negative = self.run.call_guidance(self.toy, predictions, sigma, NEGATIVE, NEGATIVE)
+        return {NEGATIVE: self.tokens_of(negative), POSITIVE: self.tokens_of(positive)}
+
+    def picture_of(self, tokens: Tensor) -> Tensor:
+        return tokens.transpose(1, 2).unflatten(2, PICTURE)
+
+    def tokens_of(self, prediction: Tensor) -> Tensor:
+        return prediction.flatten(2).transpose(1, 2)
+
+
+def reused_by_hand(steps: int, skip_range: int, start: int, end: int) -> list[int]:
+    """The steps of an even schedule in which a value stands in, computed once in so many steps within a window."""
+    reused, since = [], 0
+    for index in range(steps):
+        timestep = round(1000 * (steps - index) / steps)
+        since = since + 1 if index and start < timestep < end and since + 1 < skip_range else 0
+        reused += [index] if since else []
+    return reused
 
 
 def uncached(toy: nn.Module, latent: Tensor, **settings: Any) -> Tensor:
