@@ -154,11 +154,12 @@ class ModelCall:
         """
         while len(self.plan.chains) > 1 and self._rehearsal(lesson, forward, _with_another_latent).saw_the_same:
             self.plan = self.plan.without([self.plan.chains[0]], "it does not see the latent")
-        error = self._rehearsal_error(lesson, forward, computed)
-        returning_more = [chain for chain in self.plan.chains if chain.has_extras]
-        if error > MOST_REHEARSAL_ERROR and 0 < len(returning_more) < len(self.plan.chains):
-            self.plan = self.plan.without(returning_more, "its blocks return more than they pass on")
-            error = self._rehearsal_error(lesson, forward, computed)
+        plan, error = self.plan, inf
+        returning_more = [chain for chain in plan.chains if chain.has_extras]
+        simpler = plan.without(returning_more, "its blocks return more than they pass on")
+        for self.plan in (plan, replace(plan, runs_first=True), *([simpler] if returning_more else [])):
+            if self.plan.chains and (error := self._rehearsal_error(lesson, forward, computed)) <= MOST_REHEARSAL_ERROR:
+                break
         return error
 
     def _rehearsal_error(self, lesson: Lesson, forward: Callable[[], Any], computed: list[Any]) -> float:
@@ -205,7 +206,7 @@ class ModelCall:
             step_of_call=partial(_step_at, self.run.schedule, self.sigma),
             branches=labels,
             action="computed" if not answers else "forecast" if told.order else "reused",
-            reason="learning the model's blocks" if learning else told.reason if told else "",
+            reason="learning the model's blocks" if learning else told.reason if told else "nothing is cached in it",
             measure=told.measure if told else None,
             computed_share=sum(visit.units_computed for visit in self.visits) / total if total else 1.0,
             watch=self.watch,
@@ -246,11 +247,16 @@ class Visit:
         self.calls: list[BranchCall] = []
         self.was_answered = False
         self.units = call.plan.block_count if site.level == "model" else 1
-        self.units_computed = 0
+        self.units_computed = self.units if self.is_barred else 0
+        self._contexts = call.contexts
 
     @property
     def branch_count(self) -> int:
-        return len(self.call.contexts)
+        return len(self._contexts)
+
+    def take_as_one(self) -> None:
+        """The branches can't be told apart in the features here: together they are one."""
+        self._contexts = (self._contexts,)
 
     @property
     def structure(self) -> Structure:
@@ -264,13 +270,23 @@ class Visit:
         """
         run, strategy = self.call.run, self.call.run.strategies[self.number]
         self._layout = layout
-        self._memories = [run.memory(context, self.number, self.site) for context in self.call.contexts]
+        self._memories = [run.memory(context, self.number, self.site) for context in self._contexts]
         if any(memory.layout != layout for memory in self._memories):
             run.evaluation.must_compute.add(self.number)
         may_reuse = self.number not in run.evaluation.must_compute and not run.evaluation.all_compute
         self.calls = [BranchCall(self.call, self.number, self.site, may_reuse) for _ in self._memories]
         arounds = [strategy.around(call, memory.state) for call, memory in zip(self.calls, self._memories)]
         return Branches(arounds, may_reuse)
+
+    @property
+    def is_barred(self) -> bool:
+        """Whether the strategy is kept out here."""
+        return (self.number, self.site) in self.call.run.barred
+
+    def bar(self) -> None:
+        """What this site gives can't be kept: keep the strategy out from now on, so that it may reuse elsewhere."""
+        self.call.run.barred.add((self.number, self.site))
+        self.note(f"{self.site.name or 'the model'} always runs: it returns something that can't be kept")
 
     def answered(self) -> None:
         """The strategy stands in for this site."""

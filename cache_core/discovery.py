@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -72,11 +72,14 @@ class BlockPlan:
 
     chains: tuple[Chain, ...] = ()
     notes: tuple[str, ...] = ()
+    runs_first: bool = False  # the first block always runs: it prepares something that the model needs further on
 
     def without(self, chains: Collection[Chain], why: str) -> BlockPlan:
         """The plan in which these always run."""
         left = tuple(chain for chain in self.chains if chain not in chains)
-        return BlockPlan(left, (*self.notes, *(f"{chain.name} always runs: {why}" for chain in chains)))
+        return replace(
+            self, chains=left, notes=(*self.notes, *(f"{chain.name} always runs: {why}" for chain in chains))
+        )
 
     @property
     def block_count(self) -> int:

@@ -97,11 +97,14 @@ def same_layout(some: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
 def rows_layout(tensors: Sequence[Tensor], branches: int) -> Layout:
     """Shapes of one branch's share of these tensors; whole shapes where the first axis does not divide."""
     return tuple(
-        (tensor.shape[0] // branches, *tensor.shape[1:])
-        if tensor.ndim and tensor.shape[0] % branches == 0
-        else (branches, *tensor.shape)
+        (tensor.shape[0] // branches, *tensor.shape[1:]) if has_rows([tensor], branches) else (branches, *tensor.shape)
         for tensor in tensors
     )
+
+
+def has_rows(tensors: Sequence[Tensor], branches: int) -> bool:
+    """Whether the first axis of each may be rows of so many branches."""
+    return all(tensor.ndim and tensor.shape[0] % branches == 0 for tensor in tensors)
 
 
 def split_rows(features: Sequence[Tensor], branches: int) -> list[Features] | None:
@@ -109,8 +112,10 @@ def split_rows(features: Sequence[Tensor], branches: int) -> list[Features] | No
 
     None where the first axis does not divide: the branches can't be told apart.
     """
-    if any(tensor.ndim == 0 or tensor.shape[0] % branches for tensor in features):
-        return None if branches > 1 else [tuple(features)]
+    if branches == 1:
+        return [tuple(features)]
+    if not has_rows(features, branches):
+        return None
     return list(zip(*(tensor.chunk(branches) for tensor in features), strict=True))
 
 

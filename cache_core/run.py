@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf
-from typing import Any
+from typing import Any, get_args
 
 from torch import Tensor, nn
 
-from .attention import is_attention, kind_of
+from .attention import Kind, is_attention, kind_of
 from .call import ModelCall, SigmaReading
 from .discovery import BlockPlan, block_lists
 from .features import Layout, Structure, bytes_held
@@ -63,6 +63,7 @@ class CacheRun:
         self.memories: dict[tuple[Hashable, int, Site], Memory] = {}
         self._call: ModelCall | None = None
         self._plans: dict[nn.Module, BlockPlan] = {}
+        self.barred: set[tuple[int, Site]] = set()  # sites where a strategy can't keep what it needs
         self._lessons: dict[nn.Module, int] = {}  # how many taught nothing
         self._places: dict[tuple[int, nn.Module], list[tuple[nn.Module, Site]]] = {}
 
@@ -171,8 +172,7 @@ class CacheRun:
 
     def must_learn(self, model: nn.Module) -> bool:
         """Whether a strategy needs the model's chains of blocks, and they are not known yet."""
-        levels = {level for strategy in self.strategies for level in strategy.levels}
-        needed = bool(levels - {"output", "guidance"}) and model not in self._plans
+        needed = any(map(_needs_blocks, self.strategies)) and model not in self._plans
         self.evaluation.is_learning |= needed
         return needed
 
@@ -193,6 +193,7 @@ class CacheRun:
         Without bound if the model ran them with other shapes than just before. It may be different in its first call:
         the next calls try again.
         """
+        self.barred: set[tuple[int, Site]] = set()  # sites where a strategy can't keep what it needs
         self._lessons[model] = self._lessons.get(model, 0) + 1
         if error < inf or self._lessons[model] == MOST_LESSONS:
             why = f"leaving them out changed the output by {error:.1%}" if error < inf else "their shapes change"
@@ -251,6 +252,13 @@ class CacheRun:
             self.evaluation.seen.add((context, turn))
             own.append((context, turn))
         return tuple(own)
+
+
+def _needs_blocks(strategy: Strategy) -> bool:
+    """Whether it works at blocks, along them or inside them."""
+    kinds = (Site("attention", "", kind=kind) for kind in get_args(Kind))
+    within = set(strategy.levels) - {"output", "guidance", "attention"}
+    return bool(within) or ("attention" in strategy.levels and any(map(strategy.steps_in_at, kinds)))
 
 
 def _blocks(blocks: dict[str, nn.Module], strategy: Strategy) -> list[tuple[nn.Module, Site]]:

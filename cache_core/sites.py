@@ -12,6 +12,7 @@ from .discovery import BlockPlan, Passage
 from .features import (
     Features,
     copied,
+    has_rows,
     is_feature,
     join_rows,
     rows_layout,
@@ -66,7 +67,11 @@ class Branches:
 
 def at_module(visit: Visit, forward: Forward, args: tuple, kwargs: dict) -> Any:
     """One module's output: the strategy's, or the module's own."""
+    if visit.is_barred:
+        return forward(*args, **kwargs)
     inputs = [tensor for tensor in tensors_in((args, kwargs)).values() if is_feature(tensor)]
+    if not has_rows(inputs[:1], visit.branch_count):
+        visit.take_as_one()
     branches = visit.branches(rows_layout(inputs, visit.branch_count))
     decision = branches.decide()
     if isinstance(decision, list):
@@ -82,6 +87,8 @@ def at_module(visit: Visit, forward: Forward, args: tuple, kwargs: dict) -> Any:
     if parts is not None and not structure.has_other_tensors:
         branches.keep([copied(part) for part in parts])  # each its own: what one branch drops is free
         visit.kept(structure)
+    else:
+        visit.bar()
     return output
 
 
@@ -162,6 +169,8 @@ class BlockStack:
     def _lead(self, streams: list[Tensor], forward: Forward, args: tuple, kwargs: dict) -> Any:
         """The first block of all: here the strategy decides."""
         chain = self.plan.chains[0]
+        if not has_rows([streams[stream] for stream in chain.ends], self.visit.branch_count):
+            self.visit.take_as_one()
         self.branches = self.visit.branches(rows_layout(streams, self.visit.branch_count))
         decision = self.branches.decide()
         if decision is FIRST_BLOCK and self.plan.block_count == 1:
@@ -170,6 +179,10 @@ class BlockStack:
             self.visit.note(ONLY_BLOCK)
         if decision is not FIRST_BLOCK:
             self._take(decision)
+            if self.answers is not None and self.plan.runs_first:
+                streams = list(copied(streams))
+                forward(*args, **kwargs)
+                self.visit.unit_computed()
             return self._pass(0, 0, self._enter(0, streams), forward, args, kwargs)
         (before,) = copied([streams[chain.main]])
         output = forward(*args, **kwargs)
@@ -230,6 +243,8 @@ class BlockStack:
 def keep_passages(visit: Visit, plan: BlockPlan, passages: Sequence[Passage]) -> None:
     """Give the strategy what the call that was learned from computed along the stack."""
     first, chain = passages[0], plan.chains[0]
+    if not has_rows([first.entered[stream] for stream in chain.ends], visit.branch_count):
+        visit.take_as_one()
     branches, anchors = visit.branches(rows_layout(first.entered, visit.branch_count)), first.entered
     visit.units_computed = visit.units
     if branches.decide() is FIRST_BLOCK:
@@ -274,6 +289,8 @@ class Rehearsal:
         if index == 0:
             self.is_as_learned &= same_layout(streams, self.passages[chain].entered)
             streams = list(copied(streams))
+            if chain == 0 and self.plan.runs_first:
+                forward(*args, **kwargs)
             if chain == 0:
                 self.entered = streams[members.main].clone()
         if index == len(members.blocks) - 1:

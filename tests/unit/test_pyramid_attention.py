@@ -25,7 +25,9 @@ from toy import (
     through_run,
 )
 
+from cache_core import Schedule
 from cache_core.strategies.pyramid_attention import KINDS, PyramidAttentionBroadcast
+from cache_core.windows import is_open
 
 MODULES = {"spatial": "self_attn", "temporal": "temporal_attn", "cross": "cross_attn"}
 ALWAYS = {
@@ -81,15 +83,21 @@ def test_the_ends_of_a_window_are_outside(start, end, inside):
     assert sorted(1000 - 50 * index for index in steps_reused(strategy, sigmas_of(20))) == list(inside)
 
 
-@pytest.mark.parametrize("steps", [10, 20, 25, 50])
+@pytest.mark.parametrize("steps", [10, 20, 25, 50, 100])
 @pytest.mark.parametrize("end", range(100, 1000, 100))
-def test_a_step_at_an_end_is_outside_on_any_schedule(steps, end):
-    start = PyramidAttentionBroadcast(
+def test_a_step_at_an_end_is_outside_whatever_float32_makes_of_its_sigma(steps, end):
+    schedule, name = Schedule(sigmas_of(steps)), "spatial_attention_timestep_skip"
+    above = PyramidAttentionBroadcast(
         spatial_attention_timestep_skip_start=end, spatial_attention_timestep_skip_end=1001
     )
-    stop = PyramidAttentionBroadcast(spatial_attention_timestep_skip_start=-1, spatial_attention_timestep_skip_end=end)
-    assert steps_reused(start, sigmas_of(steps)) == reused_by_hand(steps, 2, end, 1001)
-    assert steps_reused(stop, sigmas_of(steps)) == reused_by_hand(steps, 2, -1, end)
+    below = PyramidAttentionBroadcast(spatial_attention_timestep_skip_start=-1, spatial_attention_timestep_skip_end=end)
+    found = [schedule.step_at(sigma) for sigma in torch.tensor(schedule.sigmas).tolist()]
+    assert [step.index for step in found[:-1] if is_open(above, name, step)] == [
+        index for index in range(steps) if 1000 * (steps - index) > end * steps
+    ]
+    assert [step.index for step in found[:-1] if is_open(below, name, step)] == [
+        index for index in range(steps) if 1000 * (steps - index) < end * steps
+    ]
 
 
 def test_each_kind_has_its_own_range_and_window():

@@ -190,15 +190,22 @@ def test_a_batch_axis_that_is_not_the_first_never_mixes_branches(level, layout):
         assert relative_error(outputs[4][name], outputs[0][name]) < 1e-6
 
 
-def test_rows_that_do_not_divide_among_the_branches_are_computed():
+@pytest.mark.parametrize("level", ["output", "model", "block", "module", "attention"])
+def test_branches_that_cannot_be_told_apart_are_one_together(level):
+    """Models without rows along the first axis: their features serve only a call for the same branches."""
     toy = Toy()
-    run = CacheRun((ReuseAlways(),), Schedule([3.0, 2.0, 1.0, 0.0]))
+    run = CacheRun((ReuseAlways(level),), Schedule([3.0, 2.0, 1.0, 0.0]))
     sigma, text = torch.ones(3), torch.zeros(3, 6, C)
-    for _ in range(3):
+
+    def call(*contexts):
         run.begin_evaluation()
-        output = run.call_model(toy, lambda: toy(first_latent(3), sigma, text), sigma, contexts=[NEGATIVE, POSITIVE])
-    assert toy.runs_of("block") == 3 * 5
-    assert torch.equal(output, Toy()(first_latent(3), sigma, text))
+        return run.call_model(toy, lambda: toy(first_latent(3), sigma, text), sigma, contexts)
+
+    outputs = [call(NEGATIVE, POSITIVE) for _ in range(3)]
+    assert toy.runs_of(level) == len(toy.units(level))
+    torch.testing.assert_close(outputs[2], Toy()(first_latent(3), sigma, text))
+    call(POSITIVE, NEGATIVE)
+    assert toy.runs_of(level) == 2 * len(toy.units(level))
 
 
 def test_a_module_that_runs_twice_in_a_call_has_two_sites(toy):

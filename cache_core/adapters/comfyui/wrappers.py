@@ -22,6 +22,7 @@ from ...report import Report
 from ...run import CacheRun
 from ...step import Schedule
 from ...strategy import Strategy
+from .exceptions import METHODS, why_computed
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
@@ -77,7 +78,7 @@ class _Wrappers:
         """Around one sampling run: guider.outer_sample(noise, latent_image, sampler, sigmas, ...)."""
         guider = executor.class_obj
         sigmas = kwargs["sigmas"] if "sigmas" in kwargs else args[3]
-        run = CacheRun(self.strategies, schedule_of(guider.model_patcher, sigmas))
+        run = CacheRun(self.strategies, schedule_of(guider.model_patcher, sigmas), METHODS)
         options = guider.model_options.setdefault("transformer_options", {})  # this run's own copy
         options[KEY] = run
         began = time.perf_counter()
@@ -122,6 +123,9 @@ def apply_model(
 
     run, options = transformer_options.get(KEY), transformer_options
     if run is None:
+        return forward()
+    if why := why_computed(options):
+        run.report.note(why)
         return forward()
     if run.steps_in_at("attention"):
         options = options | {ATTENTION: partial(attention, run, options.get(ATTENTION))}
