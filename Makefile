@@ -12,12 +12,12 @@ OVERLAY := build/comfyui_test_packages
 export OMP_WAIT_POLICY ?= passive
 export COMFYUI_PATH COMFYUI_PYTHON
 
-.PHONY: demo test test-unit test-comfyui lint clean
+.PHONY: demo test test-unit test-parity test-comfyui lint clean
 
 demo: $(VENV)/ready
 	$(RUN) -m cache_core.demo
 
-test: lint test-unit test-comfyui
+test: lint test-unit test-parity test-comfyui
 
 lint: $(VENV)/ready
 	$(RUN) -m ruff check .
@@ -25,6 +25,9 @@ lint: $(VENV)/ready
 
 test-unit: $(VENV)/ready
 	$(RUN) -m pytest tests/unit -q -rs
+
+test-parity: $(VENV)/ready
+	$(RUN) -m pytest tests/parity -q -rs
 
 test-comfyui: $(VENV)/ready
 	@if [ -f "$(COMFYUI_PATH)/main.py" ] && [ -x "$(COMFYUI_PYTHON)" ]; then \

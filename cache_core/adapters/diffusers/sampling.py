@@ -1,4 +1,4 @@
-"""Caching strategies on diffusers' transformers."""
+"""One sampling run of a diffusers transformer, in a loop of one's own."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..hooks import HookRegistry
-from ..run import CacheRun
-from ..step import Schedule
-from ..strategy import Strategy
+from ...hooks import HookRegistry
+from ...run import CacheRun
+from ...step import Schedule
+from ...strategy import Strategy
 
 
 class CachedSampling:

@@ -1,0 +1,230 @@
+"""diffusers' config objects as strategies of ours, every field honoured."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import diffusers.hooks
+from torch import nn
+
+from ...discovery import block_lists
+from ...step import Step
+from ...strategies.faster_cache import FasterCache
+from ...strategies.first_block import FirstBlockCache
+from ...strategies.pyramid_attention import PyramidAttentionBroadcast
+from ...strategies.taylorseer import ATTENTION_OR_FEED_FORWARD, TaylorSeerCache
+from ...strategy import Site, Strategy
+
+logger = logging.getLogger(__name__)
+
+LOWEST_TIMESTEP, HIGHEST_TIMESTEP = -1, 1001  # no timestep lies outside
+TENSOR_FORMATS = ("BCFHW", "BFCHW", "BCHW")
+Names = Mapping[str, Sequence[str]]  # kind of attention -> regular expressions, for the kinds whose names were chosen
+Weight = Callable[[nn.Module], float]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What to do with a model."""
+
+    strategies: tuple[Strategy, ...]
+    timestep: Callable[[], Any] | None = None  # asks the pipeline where it is
+    is_joined: bool = False  # a batch is the branches [uncond, cond], whatever its context says
+    joined_arguments: tuple[str, ...] = ()  # names of those known to hold both
+
+
+def settings_of(model: nn.Module, given: Any) -> Settings:
+    """The strategies that `given` asks for: strategies of ours, one or several, or a config of diffusers'."""
+    if isinstance(given, Strategy):
+        given = (given,)
+    if isinstance(given, (tuple, list)):
+        return Settings(tuple(given))
+    for known, converted in _CONVERTED.items():
+        if isinstance(given, getattr(diffusers.hooks, known)):
+            return converted(model, given)
+    raise ValueError(
+        f"{type(given).__name__} is not supported. Pass one of {', '.join(_CONVERTED)}, or our strategies."
+    )
+
+
+@dataclass(frozen=True)
+class NamedPyramidAttentionBroadcast(PyramidAttentionBroadcast):
+    """At attention modules that are chosen by name."""
+
+    names: Names = field(default_factory=dict)
+
+    def steps_in_at(self, site: Site) -> bool:
+        return super().steps_in_at(site) and _is_chosen(site, self.names)
+
+
+@dataclass(frozen=True)
+class NamedFasterCache(FasterCache):
+    """At attention modules that are chosen by name, with weights that are asked for at every use."""
+
+    names: Names = field(default_factory=dict)
+    model: nn.Module | None = None
+    attention_weight_of: Weight | None = None
+    low_frequency_weight_of: Weight | None = None
+    high_frequency_weight_of: Weight | None = None
+
+    def steps_in_at(self, site: Site) -> bool:
+        return super().steps_in_at(site) and (site.level == "guidance" or _is_chosen(site, self.names))
+
+    def _attention_weight(self, site: Site) -> float:
+        if self.attention_weight_of is None:
+            return super()._attention_weight(site)
+        return float(self.attention_weight_of(self.model.get_submodule(site.name)))
+
+    def _low_weight(self, step: Step) -> float:
+        weight = self.low_frequency_weight_of
+        return super()._low_weight(step) if weight is None else float(weight(self.model))
+
+    def _high_weight(self, step: Step) -> float:
+        weight = self.high_frequency_weight_of
+        return super()._high_weight(step) if weight is None else float(weight(self.model))
+
+
+def _pyramid_attention_broadcast(model: nn.Module, config: Any) -> Settings:
+    kinds = ("spatial", "temporal", "cross")
+    ranges = {kind: getattr(config, f"{kind}_attention_block_skip_range") for kind in kinds}
+    if not any(ranges.values()):
+        logger.info("Refrain: no skip range is set, so self-attention is computed every second step.")
+        ranges["spatial"] = 2
+    options: dict[str, Any] = {}
+    for kind, skip_range in ranges.items():
+        window = getattr(config, f"{kind}_attention_timestep_skip_range")
+        options |= _skipping(f"{kind}_attention_block", f"{kind}_attention_timestep", skip_range, window)
+    strategy = NamedPyramidAttentionBroadcast(names=_names(model, config, kinds), **options)
+    return Settings((strategy,), config.current_timestep_callback)
+
+
+def _faster_cache(model: nn.Module, config: Any) -> Settings:
+    if config.tensor_format not in TENSOR_FORMATS:
+        raise ValueError(
+            f"FasterCache: tensor_format is {config.tensor_format!r}. Set it to {' or '.join(TENSOR_FORMATS)}."
+        )
+    options: dict[str, Any] = {}
+    for kind in ("spatial", "temporal"):
+        skip_range = getattr(config, f"{kind}_attention_block_skip_range")
+        window = getattr(config, f"{kind}_attention_timestep_skip_range")
+        options |= _skipping(f"{kind}_attention_block", f"{kind}_attention_timestep", skip_range, window)
+    skip_range = 1 if config.is_guidance_distilled else config.unconditional_batch_skip_range
+    window = config.unconditional_batch_timestep_skip_range
+    options |= _skipping("unconditional_batch", "unconditional_batch_timestep", skip_range, window)
+    for band in ("low_frequency", "high_frequency"):
+        window = _window(getattr(config, f"{band}_weight_update_timestep_range"))
+        options[f"alpha_{band}"] = getattr(config, f"alpha_{band}") if window else 1.0
+        if window:
+            options |= {f"{band}_weight_update_start": window[0], f"{band}_weight_update_end": window[1]}
+    strategy = NamedFasterCache(
+        names=_names(model, config, ("spatial", "temporal")),
+        model=model,
+        attention_weight_of=config.attention_weight_callback,
+        low_frequency_weight_of=config.low_frequency_weight_callback,
+        high_frequency_weight_of=config.high_frequency_weight_callback,
+        **options,
+    )
+    arguments = tuple(config._unconditional_conditional_input_kwargs_identifiers)
+    return Settings((strategy,), config.current_timestep_callback, not config.is_guidance_distilled, arguments)
+
+
+def _first_block_cache(model: nn.Module, config: Any) -> Settings:
+    """Any threshold below 0 never reuses, and one above 1 is lowered to 1, where next to everything is reused."""
+    return Settings((FirstBlockCache(residual_diff_threshold=min(max(config.threshold, 0.0), 1.0)),))
+
+
+def _taylorseer(model: nn.Module, config: Any) -> Settings:
+    """Without names, the model's output is forecast: on a trained model that is as good, and takes a few latents' bytes.
+
+    Names that are to return zeros in a forecast step, because what they feed is forecast, are forecast as well: what
+    else they feed then still has them. If they are whole blocks, what leaves the blocks is forecast instead.
+    """
+    after = config.disable_cache_after_step
+    options: dict[str, Any] = dict(
+        cache_interval=config.cache_interval,
+        disable_cache_before_step=config.disable_cache_before_step,
+        max_order=config.max_order,
+        taylor_factors_dtype=config.taylor_factors_dtype,
+    )
+    if after is not None and after <= config.disable_cache_before_step:
+        options["cache_interval"] = 1  # every step lies before or after
+    elif after is not None:
+        options["disable_cache_after_step"] = after
+    forecast, silent = tuple(config.cache_identifiers or ()), tuple(config.skip_predict_identifiers or ())
+    _check_names(model, "cache_identifiers", forecast, re.fullmatch)
+    _check_names(model, "skip_predict_identifiers", silent, re.fullmatch)
+    blocks = {f"{name}.{key}" for name, blocks in block_lists(model) for key in blocks}
+    if config.use_lite_mode or any(_fits(name, silent, re.fullmatch) for name in blocks):
+        return Settings((TaylorSeerCache(use_lite_mode=True, **options),))
+    if not forecast and not silent:
+        return Settings((TaylorSeerCache(**options),))
+    names = (forecast or (ATTENTION_OR_FEED_FORWARD,)) + silent
+    return Settings((NamedTaylorSeerCache(cache_level="module", cache_identifiers=names, **options),))
+
+
+@dataclass(frozen=True)
+class NamedTaylorSeerCache(TaylorSeerCache):
+    """At modules that are chosen by name, whole blocks among them."""
+
+    def places_in(self, block: str, modules: list[str]) -> list[str]:
+        return super().places_in(block, [block, *modules])
+
+
+_CONVERTED = {
+    "PyramidAttentionBroadcastConfig": _pyramid_attention_broadcast,
+    "FasterCacheConfig": _faster_cache,
+    "FirstBlockCacheConfig": _first_block_cache,
+    "TaylorSeerCacheConfig": _taylorseer,
+}
+
+
+def _skipping(what: str, when: str, skip_range: int | None, window: Sequence[float] | None) -> dict[str, Any]:
+    """The settings that skip something within a window of timesteps; none of both is off."""
+    window = _window(window)
+    if skip_range is None or window is None:
+        return {f"{what}_skip_range": 1}
+    return {f"{what}_skip_range": skip_range, f"{when}_skip_start": window[0], f"{when}_skip_end": window[1]}
+
+
+def _window(given: Sequence[float] | None) -> tuple[float, float] | None:
+    """A window of timesteps, both ends outside, as ours; None where no timestep lies in it."""
+    if given is None:
+        return None
+    start, end = max(given[0], LOWEST_TIMESTEP), min(given[1], HIGHEST_TIMESTEP)
+    whole = tuple(int(value) if value == int(value) else value for value in (start, end))
+    return whole if start < end else None
+
+
+def _names(model: nn.Module, config: Any, kinds: Sequence[str]) -> Names:
+    """The names that were chosen for each kind of attention. diffusers' own are not a choice: ours fit more models."""
+    defaults = {item.name: item.default for item in fields(config)}
+    names = {}
+    for kind in kinds:
+        name = f"{kind}_attention_block_identifiers"
+        chosen = tuple(getattr(config, name))
+        if chosen != tuple(defaults[name]):
+            _check_names(model, name, chosen, re.search)
+            names[kind] = chosen
+    return names
+
+
+def _check_names(model: nn.Module, setting: str, expressions: Sequence[str], match: Callable[..., Any]) -> None:
+    for expression in expressions:
+        if not any(match(expression, name) for name, _ in model.named_modules()):
+            some = ", ".join(name for name, _ in model.named_modules() if name.count(".") == 2) or "none"
+            raise ValueError(
+                f"{setting} holds {expression!r}, which fits no module of {type(model).__name__}, so nothing would be "
+                f"cached. Some of its modules: {some[:200]}."
+            )
+
+
+def _is_chosen(site: Site, names: Names) -> bool:
+    return site.kind not in names or _fits(site.name, names[site.kind], re.search)
+
+
+def _fits(name: str, expressions: Sequence[str], match: Callable[..., Any]) -> bool:
+    return any(match(expression, name) for expression in expressions)
