@@ -138,7 +138,7 @@ def _first_block_cache(model: nn.Module, config: Any) -> Settings:
 
 
 def _taylorseer(model: nn.Module, config: Any) -> Settings:
-    """Without names, the model's output is forecast: on a trained model that is as good, and takes a few latents' bytes.
+    """Without names, the model's output is forecast: on a trained model as good, and it takes a few latents' bytes.
 
     Names that are to return zeros in a forecast step, because what they feed is forecast, are forecast as well: what
     else they feed then still has them. If they are whole blocks, what leaves the blocks is forecast instead.
