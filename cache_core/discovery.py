@@ -14,7 +14,9 @@ from .features import Features, Path, Structure, at_path, copied, is_tensor, tak
 from .hooks import Around, HookRegistry
 
 SMALLEST_SHARE = 0.08  # of the parameters in all chains: refiners and heads below it cost next to nothing
+LEAST_OF_MODEL = 0.5  # of the parameters in all lists: a U-Net's transformers are not what it consists of
 FEWEST_TOKENS = 0.25  # of the longest chain's: a text refiner says little about the picture and must not lead
+NO_CHAIN = "most of the model is no chain of blocks; it may be a U-Net"
 Kind = tuple[torch.Size, torch.dtype]
 
 
@@ -146,17 +148,19 @@ class Lesson:
                 chains.append(chain)
             elif self.runs[name] and not any(ran.inside for ran in self.runs[name]):
                 notes.append(f"{name} always runs: {chain}")
-        weights = {chain.name: sum(weights_in(block) for block in chain.blocks) for chain in chains}
-        most = max((chain.main_size for chain in chains), default=0)
-        kept = []
-        for chain in chains:
-            if weights[chain.name] < SMALLEST_SHARE * sum(weights.values()):
-                notes.append(f"{chain.name} always runs: it is small")
-            elif chain.main_size < FEWEST_TOKENS * most:
-                notes.append(f"{chain.name} always runs: it works on few tokens, a text's probably")
-            else:
-                kept.append(chain)
-        return BlockPlan(tuple(kept), tuple(notes))
+        plan, weights = (
+            BlockPlan(tuple(chains), tuple(notes)),
+            {name: _weights_of(self.lists[name]) for name in self.lists},
+        )
+        in_chains = sum(weights[chain.name] for chain in chains)
+        small = [chain for chain in chains if weights[chain.name] < SMALLEST_SHARE * in_chains]
+        plan = plan.without(small, "it is small")
+        most = max((chain.main_size for chain in plan.chains), default=0)
+        text = [chain for chain in plan.chains if chain.main_size < FEWEST_TOKENS * most]
+        plan = plan.without(text, "it works on few tokens, a text's probably")
+        if sum(weights[chain.name] for chain in plan.chains) < LEAST_OF_MODEL * sum(weights.values()):
+            return BlockPlan(notes=(NO_CHAIN,) if plan.chains else plan.notes)
+        return plan
 
     def passage(self, chain: Chain) -> Passage:
         """What went through this chain."""
@@ -283,12 +287,21 @@ def _links(
 
 
 def block_lists(model: nn.Module) -> Iterator[tuple[str, dict[str, nn.Module]]]:
-    """Lists of modules of one class that own parameters: what may be a chain of blocks, by dotted name."""
+    """Lists of modules of one class that own parameters: what may be a chain of blocks, by dotted name.
+
+    Lists inside them are not among them: the transformers inside a U-Net's blocks, say, are no chain of its own.
+    """
+    outer: list[str] = []
     for name, module in model.named_modules():
-        if isinstance(module, (nn.ModuleList, nn.ModuleDict)):
+        if isinstance(module, (nn.ModuleList, nn.ModuleDict)) and not name.startswith(tuple(outer)):
             blocks = dict(module.named_children())
             if len({type(block) for block in blocks.values()}) == 1 and all(map(weights_in, blocks.values())):
+                outer.append(f"{name}.")
                 yield name, blocks
+
+
+def _weights_of(blocks: dict[str, nn.Module]) -> int:
+    return sum(map(weights_in, blocks.values()))
 
 
 def weights_in(module: nn.Module) -> int:

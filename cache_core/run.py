@@ -207,9 +207,7 @@ class CacheRun:
             return {
                 name: block for chain in self._plans[model].chains for name, block in zip(chain.names, chain.blocks)
             }
-        return _without_inner(
-            {f"{name}.{key}": block for name, blocks in block_lists(model) for key, block in blocks.items()}
-        )
+        return {f"{name}.{key}": block for name, blocks in block_lists(model) for key, block in blocks.items()}
 
     def places(self, number: int, model: nn.Module) -> list[tuple[nn.Module, Site]]:
         """Where strategy `number` steps in on its own: at blocks, or at modules inside them."""

@@ -9,6 +9,9 @@ METHODS = {
     "WanAnimate2Block": "forward_gen",  # the picture's pass; forward_pose, the pose's, runs beside it and always
 }
 
+# Models, by their class, that swap the halves of a joined batch inside: a row there is another branch's than outside.
+SWAPPING = {"HunYuanDiTPlain", "NaDiT"}
+
 
 def why_computed(transformer_options: dict[str, Any]) -> str | None:
     """Why a model call must be computed whatever the strategy says, or None."""

@@ -22,7 +22,7 @@ from ...report import Report
 from ...run import CacheRun
 from ...step import Schedule
 from ...strategy import Strategy
-from .exceptions import METHODS, why_computed
+from .exceptions import METHODS, SWAPPING, why_computed
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
@@ -131,9 +131,11 @@ def apply_model(
         options = options | {ATTENTION: partial(attention, run, options.get(ATTENTION))}
     model = executor.class_obj.diffusion_model
     contexts = contexts_of(model, x, control, transformer_options)
+    if type(model).__name__ in SWAPPING:
+        contexts = [tuple(contexts)]
     numbers = transformer_options.get("cond_or_uncond", [])
     labels = [BRANCHES[number] if number < len(BRANCHES) else f"branch {number}" for number in numbers]
-    return run.call_model(model, forward, t, contexts, labels if len(labels) == len(contexts) else ())
+    return run.call_model(model, forward, t, contexts, labels)
 
 
 def attention(
