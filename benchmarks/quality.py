@@ -1,118 +1,133 @@
-"""How close cached pictures stay to uncached ones, against simply taking fewer steps.
+"""How close cached pictures stay to uncached ones, what that costs, and what simply taking fewer steps would give.
 
-    python benchmarks/quality.py
+    python benchmarks/quality.py [--quick] [--pictures N] [--workers N] [--out FOLDER] [--redraw]
 
-with ComfyUI's Python. The demo model in real ComfyUI sampling, 16 pictures, 20 Euler steps, cfg 3, flow shifts 1, 3
-and 6; each row's PSNR is the median against the uncached pictures of the same shift, followed by that of an uncached
-run with as many steps as the row computed model calls (interpolated between whole numbers of steps).
+with this project's Python, the extra "benchmark" installed. The trained demo model in a real ComfyUI (COMFYUI_PATH,
+COMFYUI_PYTHON; without one, in diffusers), 20 Euler steps, cfg 3, at flow shifts 1, 3 and 6. Writes quality.md,
+quality.json and quality.png. What the columns mean: docs/benchmarks/README.md.
 """
 
 from __future__ import annotations
 
 import argparse
-import random
-from collections.abc import Iterator
-from functools import cache
-from statistics import mean, median
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable
+from pathlib import Path
 
 import torch
-from random_models import start_comfyui
+from quality_results import IDENTICAL, Result, Results
+from quality_rows import GUIDANCE, STEPS, UNCACHED, rows
+from quality_sampling import BATCH
 
-STEPS, GUIDANCE, SHIFTS, FIRST_SEED = 20, 3.0, (1.0, 3.0, 6.0), 100
+from cache_core.demo.codec import decode
+from cache_core.demo.quality import psnr, ssim
+from cache_core.demo.server import find_comfyui
+
+HERE = Path(__file__).resolve().parent
+KEPT = HERE.parent / "docs" / "benchmarks"
+SCRATCH = HERE.parent / "build" / "quality"
+HEADING = """# Quality
+
+Made by `benchmarks/quality.py`; what the columns mean is in `README.md`. The demo model in {through}:
+{pictures} pictures, {steps} Euler steps, cfg {cfg:g}. Uncached, a picture took {uncached_seconds:.2f} seconds of one
+CPU core in batches of {batch}. All of it took {minutes:.0f} minutes with {workers} processes."""
 
 
 def main() -> None:
-    """Print the table, a row at a time."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pictures", type=int, default=16)
-    count = parser.parse_args().pictures
-    start_comfyui("cpu")
-    from cache_core.strategies.first_block import FirstBlockCache
-    from cache_core.strategies.taylorseer import TaylorSeerCache
+    """Sample, judge, and write the tables, the numbers and the plot."""
+    asked = _arguments()
+    asked.out.mkdir(parents=True, exist_ok=True)
+    if asked.redraw:
+        results = Results.read(asked.out / "quality.json")
+    else:
+        results = measure(asked.pictures, asked.workers)
+        results.write(asked.out / "quality.json")
+    text = f"{HEADING.format(**results.made)}\n\n{results.tables()}\n"
+    (asked.out / "quality.md").write_text(text, encoding="utf-8")
+    print(text)
+    from quality_plot import draw
 
-    cases = {
-        "First Block Cache, 0.08": FirstBlockCache(residual_diff_threshold=0.08),
-        "First Block Cache, 0.12": FirstBlockCache(),
-        "First Block Cache, 0.3": FirstBlockCache(residual_diff_threshold=0.3),
-        "TaylorSeer, interval 2": TaylorSeerCache(cache_interval=2),
-        "TaylorSeer, interval 3": TaylorSeerCache(cache_interval=3),
-        "TaylorSeer, interval 5": TaylorSeerCache(cache_interval=5),
-        "TaylorSeer as published, interval 3": TaylorSeerCache(cache_interval=3, spacing="steps", weights="recursion"),
+    draw(results, asked.out / "quality.png")
+    print(f"Written: quality.md, quality.json and quality.png in {asked.out}")
+
+
+def measure(pictures: int, workers: int) -> Results:
+    """Sample with several processes at once, each a part of the work, and judge what they drew."""
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        files = [Path(folder) / f"{part}.pt" for part in range(1, workers + 1)]
+        processes = [subprocess.Popen(**_sampling(pictures, part, workers, file)) for part, file in enumerate(files, 1)]
+        try:
+            failed = [process.args for process in processes if process.wait()]
+        finally:
+            for process in processes:
+                process.kill()
+        if failed:
+            raise SystemExit(f"Sampling failed, see above: {failed[0]}")
+        records = [record for file in files for record in torch.load(file, weights_only=True)]
+    uncached = [record["seconds"] for record in records if record["method"] == UNCACHED.method]
+    made = {
+        "through": records[0]["through"],
+        "pictures": pictures,
+        "steps": STEPS,
+        "cfg": GUIDANCE,
+        "batch": min(BATCH, pictures),
+        "workers": workers,
+        "uncached_seconds": round(sum(uncached) / len(uncached), 4),
+        "minutes": round((time.monotonic() - began) / 60, 1),
     }
-    pictures = Pictures(count)
-    print("| method | " + " | ".join(f"shift {shift:g}: computed, dB (fewer steps)" for shift in SHIFTS) + " |")
-    print("|---|" + "---|" * len(SHIFTS))
-    for name, strategy in cases.items():
-        print(f"| {name} | " + " | ".join(pictures.row(strategy)) + " |", flush=True)
+    return Results(made, judged(records))
 
 
-class Pictures:
-    """The pictures of the demo model, uncached and cached."""
+def judged(records: Iterable[dict]) -> list[Result]:
+    """The records of each row at each shift, against the uncached one of the same seed, in the order of `rows`."""
+    plain, results, seen = {}, {}, set()
+    for record in sorted(records, key=lambda record: record["method"] != UNCACHED.method):  # uncached first
+        pictures = {(record["shift"], number): decode(latent[None])[0] for number, latent in record["latents"].items()}
+        if record["method"] == UNCACHED.method:
+            plain |= pictures
+            whole = record
+            continue
+        key = record["method"], record["setting"], record["shift"]
+        result = results.setdefault(key, Result(*key))
+        result.blocks.append(record["blocks"] / whole["blocks"])
+        result.attentions.append(record["attentions"] / whole["attentions"])
+        result.time.append(record["time"])
+        for number, picture in pictures.items():
+            if (key, number) not in seen:  # a batch is sampled again only for its time
+                seen.add((key, number))
+                result.psnr.append(min(psnr(picture, plain[number]), IDENTICAL))
+                result.ssim.append(ssim(picture, plain[number]))
+    order = {(row.method, row.setting): number for number, row in enumerate(rows())}
+    return sorted(results.values(), key=lambda result: (result.shift, order[result.method, result.setting]))
 
-    def __init__(self, count: int) -> None:
-        from cache_core.adapters.comfyui import demo
-        from cache_core.demo.scene import prompt_of, random_scene
 
-        generator = random.Random(0)
-        self.prompts = [prompt_of(random_scene(generator)) for _ in range(count)]
-        self.model, self.clip = demo.load_model(), demo.load_clip()
+def _sampling(pictures: int, part: int, parts: int, file: Path) -> dict:
+    """The process that samples one part: its command and environment."""
+    found = find_comfyui()
+    through, python = ("comfyui", found[1]) if found else ("diffusers", sys.executable)
+    options = [f"--pictures={pictures}", f"--part={part}", f"--parts={parts}"]
+    command = [python, HERE / "quality_sampling.py", through, file, *options]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}  # that is for our Python
+    return dict(args=[str(word) for word in command], env=environment)
 
-    def row(self, strategy) -> Iterator[str]:
-        """One cell for each shift."""
-        for shift in SHIFTS:
-            pictures, share = self.cached(shift, strategy)
-            psnr = self.closeness(pictures, shift)
-            yield f"{share:.0%}, **{psnr:.1f}** ({self.fewer_steps(shift, share):.1f})"
 
-    def cached(self, shift: float, strategy) -> tuple[torch.Tensor, float]:
-        """Each picture sampled by itself, and the share of model calls that were computed."""
-        from cache_core.adapters.comfyui import with_cache
-
-        reports = []
-        model = with_cache(self.shifted(shift), strategy, lambda report, _: reports.append(report))
-        latents = [self.sample(model, [number], STEPS) for number in range(len(self.prompts))]
-        share = mean(report.count("computed") / len(report.calls) for report in reports)
-        return self.decoded(torch.cat(latents)), share
-
-    @cache  # noqa: B019 - lives as long as the program
-    def plain(self, shift: float, steps: int) -> torch.Tensor:
-        """All pictures in one batch, uncached."""
-        return self.decoded(self.sample(self.shifted(shift), range(len(self.prompts)), steps))
-
-    def closeness(self, pictures: torch.Tensor, shift: float) -> float:
-        """Median PSNR to the uncached pictures, in dB."""
-        from cache_core.demo.quality import psnr
-
-        return median(map(psnr, pictures, self.plain(shift, STEPS)))
-
-    def fewer_steps(self, shift: float, share: float) -> float:
-        """Closeness of an uncached run that computes as much."""
-        whole = int(share * STEPS + 1e-6)
-        below, above = (self.closeness(self.plain(shift, whole + more), shift) for more in (0, 1))
-        return below + max(share * STEPS - whole, 0.0) * (above - below)
-
-    @cache  # noqa: B019
-    def shifted(self, shift: float):
-        """The model with this flow shift."""
-        from cache_core.adapters.comfyui.demo import shifted
-
-        return shifted(self.model, shift)
-
-    def sample(self, model, numbers, steps: int) -> torch.Tensor:
-        """Latents of these pictures in one batch, each with its own seed."""
-        from cache_core.adapters.comfyui.demo import sample
-
-        prompts = [self.prompts[number] for number in numbers]
-        return sample(model, self.clip, prompts, seed=FIRST_SEED + numbers[0], steps=steps, cfg=GUIDANCE)
-
-    @staticmethod
-    def decoded(latents: torch.Tensor) -> torch.Tensor:
-        """ComfyUI's latents as pictures, by the exact linear decoder."""
-        from cache_core.demo.codec import FLUX_SCALE, FLUX_SHIFT, decode
-
-        return decode((latents - FLUX_SHIFT) * FLUX_SCALE)
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="2 pictures: to see that it runs")
+    parser.add_argument("--pictures", type=int, help="16 unless told")
+    parser.add_argument("--workers", type=int, default=2, help="processes at once, of one thread each")
+    parser.add_argument("--out", type=Path, help="docs/benchmarks unless told; build/quality with --quick")
+    parser.add_argument("--redraw", action="store_true", help="tables and plot from the numbers kept there")
+    asked = parser.parse_args()
+    asked.pictures = asked.pictures or (2 if asked.quick else 16)
+    asked.out = asked.out or (SCRATCH if asked.quick else KEPT)
+    return asked
 
 
 if __name__ == "__main__":
-    with torch.no_grad():
-        main()
+    main()

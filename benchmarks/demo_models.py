@@ -1,0 +1,150 @@
+"""The trained demo model in ComfyUI and in diffusers, ready to be sampled through any row, with a count of what ran."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from random_models import start_comfyui
+
+if TYPE_CHECKING:
+    from quality_rows import ComfyUICache, Row
+
+
+class Tally:
+    """What really ran since `clear`, in rows of the batch: blocks, and operations of attention."""
+
+    def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        self.blocks = self.attentions = 0
+
+    def count(self, name: str, *kinds: type[torch.nn.Module]) -> None:
+        """From now on every run of a module of these classes counts, whoever asks for it."""
+        for kind in kinds:
+            kind.forward = self._counted(name, kind.forward)
+
+    def _counted(self, name: str, forward: Any) -> Any:
+        @functools.wraps(forward)
+        def counted(module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
+            tensors = (value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor))
+            setattr(self, name, getattr(self, name) + len(next(tensors)))
+            return forward(module, *args, **kwargs)
+
+        return counted
+
+    def attention(self, function: Any, *args: Any, **kwargs: Any) -> Any:
+        """ComfyUI's override of one attention operation, function(q, k, v, ...)."""
+        self.attentions += len(args[0])
+        return function(*args, **kwargs)
+
+
+class InComfyUI:
+    """Sampled as the KSampler node does."""
+
+    def __init__(self) -> None:
+        start_comfyui("cpu")
+        from comfy.ldm.flux.layers import DoubleStreamBlock, SingleStreamBlock
+        from comfyui_version import __version__
+
+        from cache_core.adapters.comfyui.demo import load_model
+
+        self.name, self.model, self.tally = f"ComfyUI {__version__}", load_model(), Tally()
+        self.model.model_options["transformer_options"]["optimized_attention_override"] = self.tally.attention
+        self.tally.count("blocks", DoubleStreamBlock, SingleStreamBlock)
+
+    @staticmethod
+    def can_run(row: Row) -> bool:
+        return True
+
+    def sample(self, row: Row, shift: float, prompts: Sequence[str], noise: torch.Tensor) -> torch.Tensor:
+        """Latents (prompts, 16, 8, 8), as the transformer knows them."""
+        import comfy.sample
+        from quality_rows import GUIDANCE
+
+        from cache_core.demo.codec import FLUX_SCALE, FLUX_SHIFT
+
+        model, empty = _with_row(self._shifted(shift), row), torch.zeros_like(noise)
+        positive, negative = _conditioning(prompts), _conditioning([""] * len(prompts))
+        latent = comfy.sample.sample(
+            model, noise, row.steps, GUIDANCE, "euler", "simple", positive, negative, empty, seed=0, disable_pbar=True
+        )
+        return (latent - FLUX_SHIFT) * FLUX_SCALE
+
+    @functools.cache  # noqa: B019 - lives as long as the program
+    def _shifted(self, shift: float) -> Any:
+        from cache_core.adapters.comfyui.demo import shifted
+
+        return shifted(self.model, shift)
+
+
+def _with_row(model: Any, row: Row) -> Any:
+    """The MODEL that comes out of the row's node."""
+    from cache_core.adapters.comfyui import with_cache
+
+    if row.strategy is not None:
+        return with_cache(model, row.strategy)
+    return model if row.comfyui is None else _with_comfyui_cache(model, row.comfyui)
+
+
+def _with_comfyui_cache(model: Any, cache: ComfyUICache) -> Any:
+    """Through ComfyUI's own node, changed only from outside."""
+    from comfy.patcher_extension import WrappersMP
+    from comfy_extras import nodes_easycache
+
+    if cache.handed_a_clone:
+        model = model.clone()
+        model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "clone", _hand_a_clone)  # first in, so outside
+    node = getattr(nodes_easycache, f"{cache.node}Node")
+    (model,) = node.execute(model, cache.threshold, start_percent=0.15, end_percent=0.95, verbose=False).result
+    if cache.reads_every_pixel:
+        model.model_options["transformer_options"]["easycache"].subsample_factor = 1
+    return model
+
+
+def _hand_a_clone(executor: Any, latent: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+    """Around the diffusion model and EasyCache: what is inside may write into what it is given."""
+    return executor(latent.clone(), *args, **kwargs)
+
+
+def _conditioning(prompts: Sequence[str]) -> list:
+    """One CONDITIONING whose batch is the prompts."""
+    from cache_core.demo.sampling import encode_prompts
+
+    tokens, pooled = encode_prompts(prompts)  # (prompts, 8, 96), (prompts, 96)
+    return [[tokens, {"pooled_output": pooled}]]
+
+
+class InDiffusers:
+    """Sampled in a plain Euler loop."""
+
+    def __init__(self) -> None:
+        from diffusers import __version__
+        from diffusers.models.transformers import transformer_flux as flux
+
+        from cache_core.demo.sampling import load_transformer
+
+        self.name, self.transformer, self.tally = f"diffusers {__version__}", load_transformer(), Tally()
+        self.tally.count("blocks", flux.FluxTransformerBlock, flux.FluxSingleTransformerBlock)
+        self.tally.count("attentions", flux.FluxAttention)
+
+    @staticmethod
+    def can_run(row: Row) -> bool:
+        """This loop joins both prompts in one call, so it can't leave one out; and ComfyUI's caches are ComfyUI's."""
+        return row.comfyui is None and (row.strategy is None or "guidance" not in row.strategy.levels)
+
+    def sample(self, row: Row, shift: float, prompts: Sequence[str], noise: torch.Tensor) -> torch.Tensor:
+        """Latents (prompts, 16, 8, 8), as the transformer knows them."""
+        from quality_rows import GUIDANCE
+
+        from cache_core.adapters.diffusers import CachedSampling
+        from cache_core.demo.sampling import GuidedPrediction, denoise, flow_sigmas
+
+        sigmas = flow_sigmas(row.steps, shift)
+        strategies = [] if row.strategy is None else [row.strategy]
+        with CachedSampling(self.transformer, strategies, sigmas.tolist()) as cached:
+            predict = GuidedPrediction(self.transformer, prompts, GUIDANCE, call_context=cached.call)
+            return denoise(predict, noise, sigmas)

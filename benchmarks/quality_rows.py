@@ -1,0 +1,136 @@
+"""What `quality.py` compares: methods, each at several settings, as data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cache_core.strategies.faster_cache import FasterCache
+from cache_core.strategies.first_block import FirstBlockCache
+from cache_core.strategies.pyramid_attention import PyramidAttentionBroadcast
+from cache_core.strategies.taylorseer import TaylorSeerCache
+from cache_core.strategy import Strategy
+
+STEPS, GUIDANCE, SHIFTS = 20, 3.0, (1.0, 3.0, 6.0)
+FEWER_STEPS = "Fewer steps, no cache"
+
+
+@dataclass(frozen=True)
+class ComfyUICache:
+    """One of the two caches that ComfyUI has itself, with its node's defaults but for the threshold."""
+
+    node: str  # EasyCache or LazyCache
+    threshold: float
+    handed_a_clone: bool = False  # EasyCache writes its skipped output into the input that the sampler still needs
+    reads_every_pixel: bool = False  # both read one latent pixel in 8 x 8: of the demo's latent, one in all
+
+
+@dataclass(frozen=True)
+class Row:
+    """A way to make the same pictures with less work. Without strategy and cache it is an uncached run."""
+
+    method: str
+    setting: str = ""
+    steps: int = STEPS
+    strategy: Strategy | None = None
+    comfyui: ComfyUICache | None = None
+
+    @property
+    def picture_decides(self) -> bool:
+        """Whether a picture decides when to compute; else the schedule does, for all pictures alike."""
+        return self.comfyui is not None or isinstance(self.strategy, FirstBlockCache)
+
+
+UNCACHED = Row("Uncached", f"{STEPS} steps")
+
+
+def rows() -> list[Row]:
+    """All that is compared with the uncached run, method by method, each from careful to fast."""
+    return [
+        *(Row(FEWER_STEPS, f"{steps} steps", steps=steps) for steps in (19, 18, 16, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5)),
+        *_first_block_cache(),
+        *_taylorseer(),
+        *_pyramid_attention_broadcast(),
+        *_faster_cache(),
+        *_of_comfyui("EasyCache, handed a clone", "EasyCache", (0.05, 0.1, 0.2, 0.4), handed_a_clone=True),
+        *_of_comfyui(
+            "EasyCache, every pixel", "EasyCache", (0.1, 0.2, 0.4), handed_a_clone=True, reads_every_pixel=True
+        ),
+        *_of_comfyui("EasyCache as shipped", "EasyCache", (0.1, 0.2)),
+        *_of_comfyui("LazyCache", "LazyCache", (0.05, 0.1, 0.2, 0.4)),
+    ]
+
+
+def _first_block_cache() -> list[Row]:
+    variants = [
+        ("First Block Cache", 1, (0.04, 0.08, 0.12, 0.2, 0.3, 0.5)),
+        ("First Block Cache, no forecast", 0, (0.08, 0.12, 0.3)),
+    ]
+    return [
+        Row(method, f"threshold {value:g}", strategy=FirstBlockCache(residual_diff_threshold=value, max_order=order))
+        for method, order, thresholds in variants
+        for value in thresholds
+    ]
+
+
+def _taylorseer() -> list[Row]:
+    ours = {f"interval {interval}": dict(cache_interval=interval) for interval in (2, 3, 4, 5, 6)}
+    others = {
+        "interval 3, order 0": dict(cache_interval=3, max_order=0),
+        "interval 2, order 2": dict(cache_interval=2, max_order=2),
+        "interval 3, order 2": dict(cache_interval=3, max_order=2),
+        "interval 3, level model": dict(cache_interval=3, cache_level="model"),
+        "interval 3, level module": dict(cache_interval=3, cache_level="module"),
+    }
+    published = dict(spacing="steps", weights="recursion")
+    as_published = {f"interval {interval}": dict(cache_interval=interval, **published) for interval in (2, 3, 4, 5)}
+    per_module = {
+        f"interval {interval}, level module": dict(cache_interval=interval, cache_level="module", **published)
+        for interval in (3, 5)
+    }
+    return [
+        Row(method, setting, strategy=TaylorSeerCache(**settings))
+        for method, variants in (
+            ("TaylorSeer", ours),
+            ("TaylorSeer, orders and levels", others),
+            ("TaylorSeer as published", as_published),
+            ("TaylorSeer as published, per module", per_module),
+        )
+        for setting, settings in variants.items()
+    ]
+
+
+def _pyramid_attention_broadcast() -> list[Row]:
+    always = dict(spatial_attention_timestep_skip_start=-1, spatial_attention_timestep_skip_end=1001)
+    return [
+        Row(
+            method,
+            f"range {skip_range}",
+            strategy=PyramidAttentionBroadcast(spatial_attention_block_skip_range=skip_range, **window),
+        )
+        for method, window in (("Pyramid Attention Broadcast", {}), ("PAB in all timesteps", always))
+        for skip_range in (2, 3, 5)
+    ]
+
+
+def _faster_cache() -> list[Row]:
+    """The range of 1 is off: no attention is extrapolated, or no negative prompt is left out."""
+    return [
+        Row(
+            method,
+            f"attention {attention}, negative prompt {negative}",
+            strategy=FasterCache(spatial_attention_block_skip_range=attention, unconditional_batch_skip_range=negative),
+        )
+        for method, ranges in (
+            ("FasterCache", ((2, 2), (2, 5), (3, 10))),
+            ("FasterCache, attention only", ((2, 1),)),
+            ("FasterCache, negative prompt only", ((1, 2), (1, 5))),
+        )
+        for attention, negative in ranges
+    ]
+
+
+def _of_comfyui(method: str, node: str, thresholds: tuple[float, ...], **changes: bool) -> list[Row]:
+    return [
+        Row(method, f"threshold {threshold:g}", comfyui=ComfyUICache(node, threshold, **changes))
+        for threshold in thresholds
+    ]
