@@ -165,6 +165,10 @@ class ModelCall:
     def _rehearsal_error(self, lesson: Lesson, forward: Callable[[], Any], computed: list[Any]) -> float:
         returned: list[Any] = []
         rehearsal = self._rehearsal(lesson, forward, _noting_returns(returned))
+        if rehearsal.misled:
+            chains = [self.plan.chains[chain] for chain in sorted(rehearsal.misled)]
+            self.plan = self.plan.without(chains, "it begins amid blocks that are skipped, and takes what they give")
+            return self._rehearsal_error(lesson, forward, computed)
         return relative_error(returned, computed) if rehearsal.is_as_learned else inf
 
     def _rehearsal(self, lesson: Lesson, forward: Callable[[], Any], around_model: Callable[..., Any]) -> Rehearsal:

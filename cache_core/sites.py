@@ -273,6 +273,8 @@ class Rehearsal:
     def __init__(self, plan: BlockPlan, passages: Sequence[Passage]) -> None:
         self.plan, self.passages = plan, passages
         self.entered: Tensor | None = None  # main stream that entered the chain that leads
+        self.running: set[int] = set()  # chains that have begun and not ended
+        self.misled: set[int] = set()  # chains that begin amid another, with what its skipped blocks did not make
         self.is_as_learned = True
 
     @property
@@ -288,12 +290,16 @@ class Rehearsal:
         streams = members.wirings[index].streams_in(args, kwargs)
         if index == 0:
             self.is_as_learned &= same_layout(streams, self.passages[chain].entered)
+            if self.running and not all(map(torch.equal, streams, self.passages[chain].entered)):
+                self.misled.add(chain)
+            self.running.add(chain)
             streams = list(copied(streams))
             if chain == 0 and self.plan.runs_first:
                 forward(*args, **kwargs)
             if chain == 0:
                 self.entered = streams[members.main].clone()
         if index == len(members.blocks) - 1:
+            self.running.discard(chain)
             for stream, value in zip(members.ends, copied(self.passages[chain].left)):
                 streams[stream] = value
         return members.wirings[index].returned(streams)

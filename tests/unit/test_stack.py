@@ -257,6 +257,40 @@ def test_a_text_refiner_of_few_tokens_does_not_lead():
     assert any("text_blocks always runs" in note for note in sampling.report.notes)
 
 
+class Alternating(nn.Module):
+    """Two lists whose blocks take turns, as in Latte, or as Wan S2V's injectors of sound do."""
+
+    def __init__(self, second_sees_first: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first = nn.ModuleList(nn.Linear(C, C) for _ in range(3))
+        self.second = nn.ModuleList(nn.Linear(C, C) for _ in range(3))
+        self.requires_grad_(False)
+        self.second_sees_first = second_sees_first
+
+    def forward(self, latent, sigma, text, control=None):
+        x, hint = latent, text.mean(1, keepdim=True).expand_as(latent)
+        for one, other in zip(self.first, self.second):
+            x = one(x)
+            if self.second_sees_first:
+                x = other(x)
+            else:
+                hint = other(hint)
+                x = x + hint
+        return x
+
+
+@pytest.mark.parametrize("second_sees_first", [True, False])
+def test_a_list_that_begins_amid_another_is_cached_only_if_it_does_not_depend_on_it(second_sees_first):
+    model = Alternating(second_sees_first)
+    sampling = Sampling(model, (ReuseAlways(),), branches=(POSITIVE,))
+    outputs = [sampling.call_on(first_latent() * scale, index) for index, scale in enumerate((1, 1, 1))]
+    assert sampling.report.blocks == ("3 first" if second_sees_first else "3 first + 3 second")
+    assert sampling.report.count("reused") == 2
+    assert relative_error(outputs[2], outputs[0]) <= 1e-6
+    assert any("begins amid" in note for note in sampling.report.notes) == second_sees_first
+
+
 class Promoting(nn.Module):
     """Its first block turns bfloat16 into float32, as a modulation kept in float32 does."""
 
