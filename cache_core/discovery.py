@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from .features import Features, Path, Structure, at_path, copied, is_tensor, taken_apart, tensors_in
 from .hooks import Around, HookRegistry
 
-SMALLEST_SHARE = 0.08  # of the parameters in all chains: refiners and heads below it cost next to nothing
+SMALLEST_SHARE = 0.1  # of the parameters in all chains: refiners and heads below it cost next to nothing
 LEAST_OF_MODEL = 0.5  # of the parameters in all lists: a U-Net's transformers are not what it consists of
 FEWEST_TOKENS = 0.25  # of the longest chain's: a text refiner says little about the picture and must not lead
 NO_CHAIN = "most of the model is no chain of blocks; it may be a U-Net"

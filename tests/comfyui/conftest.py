@@ -23,6 +23,15 @@ def _register(name: str, folder: Path) -> None:
     spec.loader.exec_module(sys.modules[name])
 
 
+def pytest_addoption(parser):
+    parser.addoption("--write-models", action="store_true", help="write docs/models.md from what the zoo run measured")
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "slow: a model that can't be made tiny")
+    config.addinivalue_line("markers", "xdist_group(name): tests that run in one process, one after the other")
+
+
 sys.path.insert(0, str(COMFYUI))
 _register("cache_core", ROOT / "cache_core")
 

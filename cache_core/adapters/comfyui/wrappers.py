@@ -119,7 +119,7 @@ def apply_model(
     """Around one forward pass: BaseModel._apply_model(x, sigma, ...)."""
 
     def forward() -> Any:
-        return executor(x, t, c_concat, c_crossattn, control, options, **conds)
+        return executor(x, t, c_concat, c_crossattn, _of_its_own(control), options, **conds)
 
     run, options = transformer_options.get(KEY), transformer_options
     if run is None:
@@ -136,6 +136,13 @@ def apply_model(
     numbers = transformer_options.get("cond_or_uncond", [])
     labels = [BRANCHES[number] if number < len(BRANCHES) else f"branch {number}" for number in numbers]
     return run.call_model(model, forward, t, contexts, labels)
+
+
+def _of_its_own(control: Any) -> Any:
+    """A ControlNet's signal that the model may take apart: HunyuanDiT empties its lists, and may be run again."""
+    if not isinstance(control, dict):
+        return control
+    return {part: list(members) if isinstance(members, list) else members for part, members in control.items()}
 
 
 def attention(

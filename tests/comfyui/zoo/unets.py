@@ -1,0 +1,87 @@
+"""U-Nets: they have no list of blocks that feed each other, so only the whole model's output can be cached."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from . import additions
+from .architecture import TEXT, Architecture, Draw
+
+NOTE = "A U-Net: only the strategies that cache the whole model's output work."
+
+SD15 = dict(
+    image_size=32, in_channels=4, out_channels=4, model_channels=32, context_dim=48, adm_in_channels=None,
+    num_res_blocks=[2, 2, 2, 2], channel_mult=[1, 2, 2, 2], transformer_depth=[1, 1, 1, 1, 1, 1, 0, 0],
+    transformer_depth_output=[1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0], transformer_depth_middle=1,
+    use_temporal_attention=False, use_spatial_transformer=True, use_linear_in_transformer=False, legacy=False,
+    num_heads=4, num_head_channels=-1,
+)  # fmt: skip
+SDXL = SD15 | dict(
+    adm_in_channels=1536 + 32, num_classes="sequential", num_res_blocks=[2, 2, 2], channel_mult=[1, 2, 2],
+    transformer_depth=[0, 0, 2, 2, 4, 4], transformer_depth_output=[0, 0, 0, 2, 2, 2, 4, 4, 4],
+    transformer_depth_middle=4, use_linear_in_transformer=True, num_heads=-1, num_head_channels=16,
+)  # fmt: skip
+SVD = SDXL | dict(
+    in_channels=8, adm_in_channels=768, num_res_blocks=[1, 1, 1], transformer_depth=[1, 1, 1],
+    transformer_depth_output=[1, 1, 1, 1, 1, 1], transformer_depth_middle=1, context_dim=48,
+    use_temporal_attention=True, use_temporal_resblock=True, extra_ff_mix_layer=True, use_spatial_context=True,
+    merge_strategy="learned_with_images", merge_factor=0.0, video_kernel_size=[3, 1, 1],
+    disable_temporal_crossattention=False, max_ddpm_temb_period=10000,
+)  # fmt: skip
+
+
+def _v_prediction(_: Draw) -> dict[str, Tensor]:
+    """SDXL's mark of models that predict v; the prediction of noise would leave random weights all the noise."""
+    return {"v_pred": torch.zeros(0)}
+
+
+def _text(draw: Draw) -> list:
+    return [[draw(1, TEXT, 48), {}]]
+
+
+def _pooled_text(draw: Draw) -> list:
+    return [[draw(1, TEXT, 48), {"pooled_output": draw(1, 32)}]]
+
+
+def _picture(draw: Draw) -> list:
+    return [[draw(1, 1, 48), {"concat_latent_image": draw(1, 4, 16, 16)}]]
+
+
+ARCHITECTURES = [
+    Architecture(
+        name="SD 1.5",
+        covers="modules/diffusionmodules/openaimodel.py",
+        config="SD15",
+        unet=SD15,
+        latent=(1, 4, 16, 16),
+        prompt=_text,
+        chains=(),
+        attention=("spatial", "cross"),
+        additions={"ControlNet": additions.controlled(input=(2, 1, 32, 16, 16))},
+        note=NOTE,
+    ),
+    Architecture(
+        name="SDXL",
+        covers="modules/diffusionmodules/openaimodel.py",
+        config="SDXL",
+        unet=SDXL,
+        latent=(1, 4, 16, 16),
+        prompt=_pooled_text,
+        chains=(),
+        attention=("spatial", "cross"),
+        beside=_v_prediction,
+        note=NOTE,
+    ),
+    Architecture(
+        name="SVD",
+        covers="modules/diffusionmodules/openaimodel.py",
+        config="SVD_img2vid",
+        unet=SVD,
+        latent=(2, 4, 16, 16),
+        prompt=_picture,
+        chains=(),
+        attention=("spatial", "cross"),
+        note=NOTE,
+    ),
+]
