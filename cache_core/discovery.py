@@ -128,6 +128,7 @@ class Lesson:
     def __init__(self, model: nn.Module, methods: Mapping[str, str]) -> None:
         self.lists, self.methods = dict(block_lists(model)), methods
         self.runs: dict[str, list[_Ran]] = {name: [] for name in self.lists}
+        self._used: set[str] = set()  # lists something of which ran, be it not through the blocks' forward
         self._running: list[str] = []
         self._clock = 0
 
@@ -137,6 +138,7 @@ class Lesson:
         for name, blocks in self.lists.items():
             for index, block in enumerate(blocks.values()):
                 hooks.add(block, self._watch(name, index), self._method_of(block))
+                hooks.add(_first_leaf(block), self._use(name))
         return hooks
 
     def plan(self) -> BlockPlan:
@@ -158,7 +160,8 @@ class Lesson:
         most = max((chain.main_size for chain in plan.chains), default=0)
         text = [chain for chain in plan.chains if chain.main_size < FEWEST_TOKENS * most]
         plan = plan.without(text, "it works on few tokens, a text's probably")
-        if sum(weights[chain.name] for chain in plan.chains) < LEAST_OF_MODEL * sum(weights.values()):
+        in_use = sum(weights[name] for name in self._used)
+        if sum(weights[chain.name] for chain in plan.chains) < LEAST_OF_MODEL * in_use:
             return BlockPlan(notes=(NO_CHAIN,) if plan.chains else plan.notes)
         return plan
 
@@ -170,6 +173,13 @@ class Lesson:
             after_first=tuple(first.left.get(path) for path in chain.wirings[0].gives),
             left=tuple(last.left[chain.wirings[-1].gives[stream]] for stream in chain.ends),
         )
+
+    def _use(self, name: str) -> Around:
+        def use(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+            self._used.add(name)
+            return forward(*args, **kwargs)
+
+        return use
 
     def _watch(self, name: str, index: int) -> Around:
         is_first, is_last = index == 0, index == len(self.lists[name]) - 1
@@ -298,6 +308,12 @@ def block_lists(model: nn.Module) -> Iterator[tuple[str, dict[str, nn.Module]]]:
             if len({type(block) for block in blocks.values()}) == 1 and all(map(weights_in, blocks.values())):
                 outer.append(f"{name}.")
                 yield name, blocks
+
+
+def _first_leaf(block: nn.Module) -> nn.Module:
+    """The first module in a block that has weights of its own, or the block itself."""
+    leaves = (module for module in block.modules() if any(True for _ in module.parameters(recurse=False)))
+    return next(leaves, block)
 
 
 def _weights_of(blocks: dict[str, nn.Module]) -> int:

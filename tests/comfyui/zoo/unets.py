@@ -8,7 +8,7 @@ from torch import Tensor
 from . import additions
 from .architecture import TEXT, Architecture, Draw
 
-NOTE = "A U-Net: only the strategies that cache the whole model's output work."
+NOTE = "A U-Net: TaylorSeer works on its output, FasterCache on the negative prompt."
 
 SD15 = dict(
     image_size=32, in_channels=4, out_channels=4, model_channels=32, context_dim=48, adm_in_channels=None,
@@ -57,7 +57,6 @@ ARCHITECTURES = [
         latent=(1, 4, 16, 16),
         prompt=_text,
         chains=(),
-        attention=("spatial", "cross"),
         additions={"ControlNet": additions.controlled(input=(2, 1, 32, 16, 16))},
         note=NOTE,
     ),
@@ -69,7 +68,6 @@ ARCHITECTURES = [
         latent=(1, 4, 16, 16),
         prompt=_pooled_text,
         chains=(),
-        attention=("spatial", "cross"),
         beside=_v_prediction,
         note=NOTE,
     ),
@@ -81,7 +79,6 @@ ARCHITECTURES = [
         latent=(2, 4, 16, 16),
         prompt=_picture,
         chains=(),
-        attention=("spatial", "cross"),
         note=NOTE,
     ),
 ]
