@@ -7,9 +7,8 @@ from typing import Literal
 
 from torch import nn
 
-Kind = Literal[
-    "spatial", "temporal", "cross"
-]  # "spatial" is self-attention: of the picture, of text and picture jointly
+# "spatial" is self-attention: of the picture, or of text and picture jointly.
+Kind = Literal["spatial", "temporal", "cross"]
 
 # The names that models give their attention modules, the last part of the dotted name. Not those of what stands around
 # them: layer_norm_self_attn, adaln_modulation_cross_attn (Cosmos), compress_to_attn, expand_from_attn (PixelDiT).

@@ -14,7 +14,7 @@ from .features import Features, Path, Structure, at_path, copied, is_tensor, tak
 from .hooks import Around, HookRegistry
 
 SMALLEST_SHARE = 0.1  # of the parameters in all chains: refiners and heads below it cost next to nothing
-LEAST_OF_MODEL = 0.5  # of the parameters in all lists: a U-Net's transformers are not what it consists of
+LEAST_OF_MODEL = 0.5  # of the parameters in all lists in use: a U-Net's transformers are not what it consists of
 FEWEST_TOKENS = 0.25  # of the longest chain's: a text refiner says little about the picture and must not lead
 NO_CHAIN = "most of the model is no chain of blocks; it may be a U-Net"
 Kind = tuple[torch.Size, torch.dtype]
@@ -150,10 +150,8 @@ class Lesson:
                 chains.append(chain)
             elif self.runs[name] and not any(ran.inside for ran in self.runs[name]):
                 notes.append(f"{name} always runs: {chain}")
-        plan, weights = (
-            BlockPlan(tuple(chains), tuple(notes)),
-            {name: _weights_of(self.lists[name]) for name in self.lists},
-        )
+        plan = BlockPlan(tuple(chains), tuple(notes))
+        weights = {name: sum(map(weights_in, blocks.values())) for name, blocks in self.lists.items()}
         in_chains = sum(weights[chain.name] for chain in chains)
         small = [chain for chain in chains if weights[chain.name] < SMALLEST_SHARE * in_chains]
         plan = plan.without(small, "it is small")
@@ -314,10 +312,6 @@ def _first_leaf(block: nn.Module) -> nn.Module:
     """The first module in a block that has weights of its own, or the block itself."""
     leaves = (module for module in block.modules() if any(True for _ in module.parameters(recurse=False)))
     return next(leaves, block)
-
-
-def _weights_of(blocks: dict[str, nn.Module]) -> int:
-    return sum(map(weights_in, blocks.values()))
 
 
 def weights_in(module: nn.Module) -> int:

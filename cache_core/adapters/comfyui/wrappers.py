@@ -184,9 +184,7 @@ def calc_cond_batch(
         return [(x_in - denoised[branch]) / sigma if is_wanted else None for branch, is_wanted in enumerate(wanted)]
 
     diffusion_model = model.diffusion_model
-    window = options.get("context_window")
-    frames = tuple(window.index_list) if window is not None else None
-    context = (prompts_at(conds, timestep), frames, tuple(x_in.shape), id(diffusion_model))
+    context = (prompts_at(conds, timestep), _frames_in(options), tuple(x_in.shape), id(diffusion_model))
     _, unconditional = run.call_guidance(diffusion_model, predict, timestep, context, BRANCHES[1])
     if denoised[1] is None:
         denoised[1] = (x_in - sigma * unconditional).to(denoised[0].dtype)
@@ -205,15 +203,19 @@ def prompts_at(conds: list[list[dict]], sigma: torch.Tensor) -> Hashable:
     )
 
 
+def _frames_in(options: dict) -> tuple[int, ...] | None:
+    """The frames of the context window that is sampled; None without one."""
+    window = options.get("context_window")
+    return None if window is None else tuple(window.index_list)
+
+
 def contexts_of(model: Any, x: Any, control: Any, options: dict) -> list[Hashable]:
     """Whose forward pass a model call is, one key for each branch joined along the batch axis.
 
     A branch's features serve only the same entry of the prompt, window, shape and model, with a ControlNet and with
     other nodes' replaced blocks as before.
     """
-    uuids = options.get("uuids") or [None]
-    window = options.get("context_window")
-    frames = tuple(window.index_list) if window is not None else None
+    uuids, frames = options.get("uuids") or [None], _frames_in(options)
     rows, odd = divmod(x.shape[0], len(uuids))
     if odd:
         uuids, rows = [tuple(uuids)], x.shape[0]
