@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from math import inf
@@ -13,41 +13,74 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from .attention import Kind, kind_of
+from .compiled import entry_of
 from .discovery import Lesson
-from .features import Layout, Structure, is_feature, relative_error
+from .failures import SHAPES_DO_NOT_FIT, is_of_the_device, is_out_of_memory
+from .features import Layout, Structure, all_finite, is_feature, relative_error
 from .hooks import HookRegistry
 from .report import CallRecord, Stopwatch
-from .sites import BlockStack, Branches, Rehearsal, at_guidance, at_module, keep_passages
+from .sites import BlocksRan, BlockStack, Branches, Rehearsal, at_guidance, at_module, keep_passages
 from .step import Schedule, Step
 from .strategy import GUIDANCE, Site
 
 if TYPE_CHECKING:
     from .run import CacheRun
 
-_SHAPES_DO_NOT_FIT = (RuntimeError, ValueError, LookupError, TypeError)  # what a misread plan makes a model raise
+NO_MEMORY = "memory ran out while leaving them out was tested"
+NO_NUMBER = "the model's output holds NaN or infinity"
+SHAPES_CHANGE = "their shapes change"
+UNCOMPILED = "blocks run without torch.compile: this cache steps in inside them; one at level model or output keeps it"
 MOST_REHEARSAL_ERROR = 0.01  # of the output's norm: a plan read right gives 0 but for kernels that vary
 
 
 class SigmaReading:
-    """A sigma on the device, and its value once that has been read, or where it is known already."""
+    """A sigma on the device, and its value once that has been read, or where it is known already.
 
-    def __init__(self, sigma: Tensor, value: float | None = None) -> None:
+    What else there is to know of the evaluation, `unexplained` of the latent's move, is read in the same transfer.
+    """
+
+    def __init__(self, sigma: Tensor, value: float | None = None, unexplained: Tensor | None = None) -> None:
         self.tensor = sigma.detach().to(torch.float32).max()
-        self._value = value
+        self._value, self._beside = value, () if unexplained is None else (unexplained,)
+        self.unexplained = 0.0  # once the sigma has been read
 
     @property
     def value(self) -> float:
         """Waits for the device the first time."""
         if self._value is None:
-            self._value = self.tensor.item()
+            self._read()
         return self._value
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether reading the value would not wait for the device."""
+        return self._value is not None or self.tensor.device.type == "cpu"
 
     def read_with(self, other: Tensor) -> float:
         """Another number's value; the sigma is read in the same transfer."""
-        if self._value is not None:
-            return other.item()
-        value, self._value = torch.stack((other.to(self.tensor), self.tensor)).tolist()
-        return value
+        return other.item() if self._value is not None else self._read(other)[0]
+
+    def _read(self, *others: Tensor) -> list[float]:
+        numbers = (self.tensor, *self._beside, *others)
+        self._value, *rest = torch.stack([number.to(self.tensor) for number in numbers]).tolist()
+        if self._beside:
+            self.unexplained = rest.pop(0)
+        return rest
+
+
+@dataclass(frozen=True)
+class StepOfCall:
+    """Reads where in the schedule a model call was."""
+
+    schedule: Schedule
+    sigma: SigmaReading
+
+    @property
+    def is_ready(self) -> bool:
+        return self.sigma.is_ready
+
+    def __call__(self) -> Step:
+        return self.schedule.step_at(self.sigma.value)
 
 
 class ModelCall:
@@ -55,7 +88,8 @@ class ModelCall:
 
     def __init__(self, run: CacheRun, model: nn.Module, sigma: SigmaReading, contexts: tuple[Hashable, ...]) -> None:
         self.run, self.model, self.sigma, self.contexts = run, model, sigma, contexts
-        self.plan = run.plan_of(model)
+        self.evaluation = run.evaluation
+        self.plan, self.compilation = run.plan_of(model), run.compilation_of(model)
         self.watch = Stopwatch(sigma.tensor.device)
         self._running: list[str] = []  # the blocks that run now, by name, outermost first
         self._is_inside_attention = False
@@ -66,37 +100,48 @@ class ModelCall:
     @property
     def step(self) -> Step:
         """Where in the schedule this call is. Waits for the device the first time."""
-        return self.run.schedule.step_at(self.sigma.value)
+        step = self.run.schedule.step_at(self.sigma.value)
+        self.run.noticed(self.sigma.unexplained)
+        return step
 
     def measured(self, number: int, site: Site, measure: Callable[[Tensor], Tensor]) -> float:
         """The evaluation's measure at this site, read together with the sigma so that the device is waited for once."""
-        measures = self.run.evaluation.measures
-        if (number, site) not in measures:
-            value = measure(self.run.schedule.time_of(self.sigma.tensor))
-            measures[number, site] = self.sigma.read_with(value)
-        return measures[number, site]
 
-    def through(self, forward: Callable[[], Any]) -> Any:
-        """Run the model's own forward with every strategy stepping in where it belongs."""
+        def take() -> float:
+            return self.sigma.read_with(measure(self.run.schedule.time_of(self.sigma.tensor)))
+
+        return self.evaluation.measured((number, site), self.model, take)
+
+    def through(self, forward: Callable[[], Any], inputs: Sequence[Any] | None) -> Any:
+        """Run `forward`, which depends on these inputs, with every strategy stepping in where it belongs."""
         hooks, stacks = HookRegistry(), []
-        lesson = Lesson(self.model, self.run.methods) if self.run.must_learn(self.model) else None
+        whole: Callable[..., Any] = lambda *_: forward()  # noqa: E731 - strategies step in around it
+        lesson = None
+        if self.run.must_learn(self.model):
+            lesson = Lesson(self.model, self.run.methods, bool(self.compilation))
         for number, strategy in enumerate(self.run.strategies):
             if "model" in strategy.levels and self.plan.chains:
                 stacks.append(stack := BlockStack(self.visit(number, Site("model", "")), self.plan))
                 hooks.extend(self._along(stack))
             elif "output" in strategy.levels or ("model" in strategy.levels and lesson is None):
-                hooks.add(self.model, self._at(number, Site("output", "")))
+                at_output = self._at(number, Site("output", ""))
+                if inputs is None:
+                    hooks.add(self.model, at_output)
+                else:
+                    whole = partial(at_output, whole)
             for module, site in self.run.places(number, self.model):
-                hooks.add(module, self._at(number, site))
-        if self.run.steps_in_at("attention"):
+                if site.level != "attention" or self.run.attends_in(self.model):
+                    hooks.add(module, self._at(number, site), entry_of(module))
+        if self.run.attends_in(self.model):
             for name, block in self.run.blocks_of(self.model).items():
-                hooks.add(block, self._naming(name))
+                hooks.add(block, self._naming(name), entry_of(block))
         returned: list[Any] = []
         if lesson is not None:
             hooks.extend(lesson.watching())
             hooks.add(self.model, _noting_returns(returned))
+        hooks = self._between_compiled(hooks)
         with hooks:
-            output = forward()
+            output = whole(*inputs or ())
         if lesson is not None:
             self._learn(lesson, forward, returned)
         misled = [stack for stack in stacks if not stack.end() and stack.answers is not None]
@@ -118,7 +163,7 @@ class ModelCall:
 
     def guided(self, predict: Callable[[bool, bool], tuple]) -> tuple[tuple[Tensor, Tensor], bool]:
         """Both noise predictions of one evaluation, and whether a strategy stood in for the one without the prompt."""
-        evaluation = self.run.evaluation
+        evaluation = self.evaluation
         visit = self.visit(self.run.number_at_guidance, GUIDANCE)
 
         def noting_branches(conditional: bool, unconditional: bool) -> tuple:
@@ -133,15 +178,29 @@ class ModelCall:
         """The first call of a run: what it taught is put to the test, and what it computed is kept."""
         self.plan = lesson.plan()
         if self.plan.chains and self.run.steps_in_at("model"):
-            error = self._rehearsed(lesson, forward, computed)
-            if error > MOST_REHEARSAL_ERROR:
-                self.plan = self.run.not_learned(self.model, error)
+            why, is_certain = self._why_misread(lesson, forward, computed)
+            if why:
+                self.plan = self.run.not_learned(self.model, why, is_certain)
                 return
         self.run.learned(self.model, self.plan)
         passages = [lesson.passage(chain) for chain in self.plan.chains]
         for number, strategy in enumerate(self.run.strategies):
             if "model" in strategy.levels and passages:
                 keep_passages(self.visit(number, Site("model", "")), self.plan, passages)
+
+    def _why_misread(self, lesson: Lesson, forward: Callable[[], Any], computed: list[Any]) -> tuple[str | None, bool]:
+        """Why the chains that were found must not be left out, if so, and whether that is certain."""
+        try:
+            error = self._rehearsed(lesson, forward, computed)
+        except RuntimeError as failure:
+            if not is_out_of_memory(failure):
+                raise
+            return NO_MEMORY, True  # the model alone has just fitted
+        if error <= MOST_REHEARSAL_ERROR:
+            return None, True
+        if error < inf:
+            return f"leaving them out changed the output by {error:.1%}", True
+        return SHAPES_CHANGE if all_finite(computed) else NO_NUMBER, False
 
     def _rehearsed(self, lesson: Lesson, forward: Callable[[], Any], computed: list[Any]) -> float:
         """Put the plan to the test, and drop the chains that must not be in it. The relative error of what is left.
@@ -152,7 +211,7 @@ class ModelCall:
         a wrong picture. Costs embedding, head and what else of the model always runs, once or twice a run, and waits
         for the device.
         """
-        while len(self.plan.chains) > 1 and self._rehearsal(lesson, forward, _with_another_latent).saw_the_same:
+        while len(self.plan.chains) > 1 and self._leads_blindly(lesson, forward):
             self.plan = self.plan.without([self.plan.chains[0]], "it does not see the latent")
         plan, error = self.plan, inf
         returning_more = [chain for chain in plan.chains if chain.has_extras]
@@ -162,25 +221,54 @@ class ModelCall:
                 break
         return error
 
+    def _leads_blindly(self, lesson: Lesson, forward: Callable[[], Any]) -> bool:
+        """Whether the chain that leads is given the same for another latent, on all ranks."""
+        saw_the_same = self._rehearsal(lesson, forward, _with_another_latent).saw_the_same
+        return not any(self._largest([not saw_the_same]))
+
+    def _largest(self, values: Sequence[float]) -> list[float]:
+        """The largest of each among all ranks: they must take the model for the same, or one would wait for ever."""
+        return self.run.ranks.largest(values, self.sigma.tensor.device)
+
     def _rehearsal_error(self, lesson: Lesson, forward: Callable[[], Any], computed: list[Any]) -> float:
         returned: list[Any] = []
         rehearsal = self._rehearsal(lesson, forward, _noting_returns(returned))
-        if rehearsal.misled:
-            chains = [self.plan.chains[chain] for chain in sorted(rehearsal.misled)]
+        misled = self._largest([chain in rehearsal.misled for chain in range(len(self.plan.chains))])
+        if any(misled):
+            chains = [chain for chain, is_misled in zip(self.plan.chains, misled) if is_misled]
             self.plan = self.plan.without(chains, "it begins amid blocks that are skipped, and takes what they give")
             return self._rehearsal_error(lesson, forward, computed)
-        return relative_error(returned, computed) if rehearsal.is_as_learned else inf
+        error = relative_error(returned, computed) if rehearsal.is_as_learned else inf
+        return self._largest([error])[0]
 
     def _rehearsal(self, lesson: Lesson, forward: Callable[[], Any], around_model: Callable[..., Any]) -> Rehearsal:
-        rehearsal = Rehearsal(self.plan, [lesson.passage(chain) for chain in self.plan.chains])
+        passages = [lesson.passage(chain) for chain in self.plan.chains]
+        rehearsal = Rehearsal(self.plan, passages, self.run.on_blocks_left_out)
         hooks = self._along(rehearsal)
         hooks.add(self.model, around_model)
-        with hooks:
+        with self._between_compiled(hooks):
             try:
                 forward()
-            except _SHAPES_DO_NOT_FIT:
+            except SHAPES_DO_NOT_FIT as failure:
+                if is_of_the_device(failure):
+                    raise
                 rehearsal.is_as_learned = False
         return rehearsal
+
+    def _between_compiled(self, hooks: HookRegistry) -> HookRegistry:
+        """With these, hooks that keep torch.compile's work around and behind them, never through them."""
+        if not self.compilation:
+            return hooks
+        places = {module: method for module, method in hooks.places.items() if module is not self.model}
+        opened = self.compilation.opened_at(places)
+        if self.run.steps_in_inside_blocks(self.model):
+            if places:
+                self.run.report.note(UNCOMPILED)
+        else:
+            blocks = [block for block in self.run.blocks_of(self.model).values() if block in places]
+            opened.extend(self.compilation.compiled_alone({block: places[block] for block in blocks}))
+        opened.extend(hooks)
+        return opened
 
     def _give_up(self) -> None:
         self.run.forget(self.contexts)
@@ -205,16 +293,18 @@ class ModelCall:
         total = sum(visit.units for visit in self.visits)
         answers = [visit for visit in self.visits if visit.was_answered]
         told = next((call for visit in answers or self.visits for call in visit.calls), None)
-        learning = self.run.evaluation.is_learning
+        learning = self.evaluation.is_learning
         return CallRecord(
-            step_of_call=partial(_step_at, self.run.schedule, self.sigma),
+            step_of_call=StepOfCall(self.run.schedule, self.sigma),
             branches=labels,
             action="computed" if not answers else "forecast" if told.order else "reused",
             reason="learning the model's blocks" if learning else told.reason if told else "nothing is cached in it",
             measure=told.measure if told else None,
             computed_share=sum(visit.units_computed for visit in self.visits) / total if total else 1.0,
             watch=self.watch,
-            evaluation=self.run.evaluation.number,
+            evaluation=self.evaluation.number,
+            threshold=told.threshold if told else None,
+            strategy=self.run.strategies[told.number].title if told else "",
         )
 
     def _at(self, number: int, site: Site) -> Callable[..., Any]:
@@ -276,8 +366,8 @@ class Visit:
         self._layout = layout
         self._memories = [run.memory(context, self.number, self.site) for context in self._contexts]
         if any(memory.layout != layout for memory in self._memories):
-            run.evaluation.must_compute.add(self.number)
-        may_reuse = self.number not in run.evaluation.must_compute and not run.evaluation.all_compute
+            self.call.evaluation.must_compute.add(self.number)
+        may_reuse = self.number not in self.call.evaluation.must_compute and not self.call.evaluation.all_compute
         self.calls = [BranchCall(self.call, self.number, self.site, may_reuse) for _ in self._memories]
         arounds = [strategy.around(call, memory.state) for call, memory in zip(self.calls, self._memories)]
         return Branches(arounds, may_reuse)
@@ -295,12 +385,22 @@ class Visit:
     def answered(self) -> None:
         """The strategy stands in for this site."""
         self.was_answered = True
+        if self.site.level == "model":
+            self.call.run.on_blocks_left_out()
 
-    def kept(self, structure: Structure | None = None) -> None:
+    def kept(self, structure: Structure | None = None, ran: BlocksRan | None = None) -> None:
         """The site was computed and the branches have what they wanted of it."""
         for memory in self._memories:
-            memory.layout, memory.structure = self._layout, structure
+            memory.layout, memory.structure, memory.ran = self._layout, structure, ran
         self.call.kept_something = True
+
+    def ran_alike(self, ran: BlocksRan) -> bool:
+        """Whether the same blocks ran in what the branches keep, or they keep nothing yet."""
+        return all(memory.ran in (None, ran) for memory in self._memories)
+
+    def forget(self) -> None:
+        """The branches' features are of no more use."""
+        self.call.run.forget(self._contexts)
 
     def unit_computed(self) -> None:
         """A block of the stack, or the module, was computed."""
@@ -321,6 +421,7 @@ class BranchCall:
     may_reuse: bool
     reason: str = "nothing to reuse yet"
     measure: float | None = None
+    threshold: float | None = None
     order: int = 0
 
     @property
@@ -331,8 +432,15 @@ class BranchCall:
     def step(self) -> Step:
         return self.model_call.step
 
+    @property
+    def adds_noise(self) -> bool:
+        return self.model_call.run.adds_noise
+
     def measured(self, measure: Callable[[Tensor], Tensor]) -> float:
         return self.model_call.measured(self.number, self.site, measure)
+
+    def total(self, part: Tensor) -> Tensor:
+        return self.model_call.run.ranks.total(part)
 
     def note(self, text: str) -> None:
         self.model_call.run.report.note(text)
@@ -369,7 +477,3 @@ def _kind_of_operation(block: str, args: tuple) -> Kind:
     """The kind of attention(query, key, value, ...), each (rows, tokens, ...) or (rows, heads, tokens, channels)."""
     query, key = args[:2]
     return "cross" if query.shape[-2] != key.shape[-2] else kind_of(block)
-
-
-def _step_at(schedule: Schedule, sigma: SigmaReading) -> Step:
-    return schedule.step_at(sigma.value)

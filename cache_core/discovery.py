@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .compiled import entry_of, own_name, uncompiled
 from .features import Features, Path, Structure, at_path, copied, is_tensor, taken_apart, tensors_in
 from .hooks import Around, HookRegistry
 
@@ -125,8 +126,8 @@ class Passage:
 class Lesson:
     """Watches one ordinary call of a model. Use `with lesson.watching():` around it, then `lesson.plan()`."""
 
-    def __init__(self, model: nn.Module, methods: Mapping[str, str]) -> None:
-        self.lists, self.methods = dict(block_lists(model)), methods
+    def __init__(self, model: nn.Module, methods: Mapping[str, str], is_compiled: bool = False) -> None:
+        self.lists, self.methods, self.is_compiled = dict(block_lists(model)), methods, is_compiled
         self.runs: dict[str, list[_Ran]] = {name: [] for name in self.lists}
         self._used: set[str] = set()  # lists something of which ran, be it not through the blocks' forward
         self._running: list[str] = []
@@ -138,7 +139,10 @@ class Lesson:
         for name, blocks in self.lists.items():
             for index, block in enumerate(blocks.values()):
                 hooks.add(block, self._watch(name, index), self._method_of(block))
-                hooks.add(_first_leaf(block), self._use(name))
+                if self.is_compiled:  # a hook on something in the block would be compiled with it
+                    hooks.add(block, self._use(name), self._method_of(block))
+                else:
+                    hooks.add(_first_leaf(block), self._use(name))
         return hooks
 
     def plan(self) -> BlockPlan:
@@ -257,7 +261,7 @@ class Lesson:
         )
 
     def _method_of(self, block: nn.Module) -> str:
-        return self.methods.get(type(block).__name__, "forward")
+        return entry_of(block, self.methods.get(type(uncompiled(block)).__name__, "forward"))
 
 
 def _kinds(tensors: dict[Path, Tensor]) -> dict[Path, Kind]:
@@ -303,9 +307,10 @@ def block_lists(model: nn.Module) -> Iterator[tuple[str, dict[str, nn.Module]]]:
     for name, module in model.named_modules():
         if isinstance(module, (nn.ModuleList, nn.ModuleDict)) and not name.startswith(tuple(outer)):
             blocks = dict(module.named_children())
-            if len({type(block) for block in blocks.values()}) == 1 and all(map(weights_in, blocks.values())):
+            classes = {type(uncompiled(block)) for block in blocks.values()}
+            if len(classes) == 1 and all(map(weights_in, blocks.values())):
                 outer.append(f"{name}.")
-                yield name, blocks
+                yield own_name(name), blocks
 
 
 def _first_leaf(block: nn.Module) -> nn.Module:
@@ -315,5 +320,5 @@ def _first_leaf(block: nn.Module) -> nn.Module:
 
 
 def weights_in(module: nn.Module) -> int:
-    """How many parameters a module owns."""
-    return sum(parameter.numel() for parameter in module.parameters())
+    """How many parameters a module owns, and buffers: some quantised layers keep their weights in those."""
+    return sum(weights.numel() for weights in (*module.parameters(), *module.buffers()))

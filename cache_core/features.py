@@ -132,15 +132,16 @@ def thinned(tensor: Tensor) -> Tensor:
     return tensor[:, ::stride].contiguous() if stride > 1 else tensor
 
 
-def relative_change(now: Tensor, before: Tensor) -> Tensor:
-    """mean|now - before| / mean|before| as a scalar tensor: 0 for no change, NaN or infinite where nothing can be said.
+def relative_change(now: Tensor, before: Tensor, total: Callable[[Tensor], Tensor] = lambda part: part) -> Tensor:
+    """sum|now - before| / sum|before| as a scalar tensor: 0 for no change, NaN or infinite where nothing can be said.
 
     A batch counts as its most changed row, (rows, tokens, channels), so that a picture's decisions do not depend on
-    calmer pictures beside it.
+    calmer pictures beside it. Where tokens are spread over ranks, `total` sums a small tensor over these.
     """
     axes = tuple(range(1, now.ndim)) if now.ndim > 2 else tuple(range(now.ndim))
-    change = (now - before).abs().mean(axes, dtype=torch.float32)
-    return (change / before.abs().mean(axes, dtype=torch.float32)).max()
+    change = (now - before).abs().sum(axes, dtype=torch.float32)
+    change, size = total(torch.stack((change, before.abs().sum(axes, dtype=torch.float32))))
+    return (change / size).max()
 
 
 def relative_error(some: Any, reference: Any) -> float:
@@ -154,6 +155,11 @@ def relative_error(some: Any, reference: Any) -> float:
     ]
     error = torch.stack(errors).max().item() if errors else float("inf")
     return error if error == error else float("inf")
+
+
+def all_finite(value: Any) -> bool:
+    """Whether no feature of a value holds NaN or infinity. Waits for the device."""
+    return all(bool(torch.isfinite(feature).all()) for feature in taken_apart(value)[0])
 
 
 def bytes_held(state: Any) -> int:

@@ -99,6 +99,10 @@ class History:
     def __len__(self) -> int:
         return len(self.nodes)
 
+    def has(self, node: float) -> bool:
+        """Whether the newest value is that of this node."""
+        return bool(self.nodes) and _are_same(self.nodes[0], node)
+
     def add(self, node: float, features: Features) -> None:
         """Keep these outputs, which the caller gives away. One node has one value; other shapes start anew."""
         if self.features and not same_layout(features, self.features[0]):
@@ -106,11 +110,9 @@ class History:
         self._dtypes = tuple(tensor.dtype for tensor in features)
         if self.dtype is not None:
             features = tuple(tensor.to(self.dtype) for tensor in features)
-        kept = [
-            (known, value)
-            for known, value in zip(self.nodes, self.features)
-            if abs(known - node) > SAME_SIGMA * max(abs(known), abs(node))
-        ][: self.capacity - 1]
+        kept = [(known, value) for known, value in zip(self.nodes, self.features) if not _are_same(known, node)][
+            : self.capacity - 1
+        ]
         self.nodes = [node, *(known for known, _ in kept)]
         self.features = [features, *(value for _, value in kept)]
 
@@ -120,3 +122,7 @@ class History:
         return tuple(
             weighted_sum(tensors, weights, dtype) for tensors, dtype in zip(zip(*stored), self._dtypes, strict=True)
         )
+
+
+def _are_same(node: float, other: float) -> bool:
+    return abs(node - other) <= SAME_SIGMA * max(abs(node), abs(other))

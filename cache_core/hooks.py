@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import nn
 
 Around = Callable[..., Any]  # around(forward, *args, **kwargs): what the module shall return
@@ -35,6 +36,11 @@ class HookRegistry:
         """Add all functions of another registry."""
         self._hooks.extend(other._hooks)
 
+    @property
+    def places(self) -> dict[nn.Module, str]:
+        """The modules that have a hook, and the attribute that it stands in for."""
+        return {module: method for module, _, method in self._hooks}
+
     def __enter__(self) -> HookRegistry:
         try:
             for module, around, method in self._hooks:
@@ -49,6 +55,12 @@ class HookRegistry:
             self._installed.pop().uninstall()
 
 
+@torch._disable_dynamo
+def unseen(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Call a function that must not be compiled, nor what it calls."""
+    return function(*args, **kwargs)
+
+
 class _StandIn:
     """Stands in for one module's forward, or for another method."""
 
@@ -60,6 +72,11 @@ class _StandIn:
         setattr(module, method, self)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling():  # someone compiled what is around us after it was looked for
+            return unseen(self._run, *args, **kwargs)
+        return self._run(*args, **kwargs)
+
+    def _run(self, *args: Any, **kwargs: Any) -> Any:
         if self.around is None:
             return self.forward(*args, **kwargs)
         return self.around(self.forward, *args, **kwargs)

@@ -6,16 +6,28 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
+from itertools import zip_longest
 from math import isfinite
 from statistics import median
-from typing import Any
+from typing import Any, Literal, Protocol
 
 import torch
 
+from .advice import quantiles_of, warnings_of
 from .step import Step
-from .strategy import Strategy
+from .strategy import Level, Strategy
 
 logger = logging.getLogger(__name__)
+
+ACTIONS = ("computed", "reused", "forecast")
+WORK: dict[Level, str] = {  # what is counted where a strategy steps in
+    "output": "blocks",
+    "model": "blocks",
+    "block": "blocks",
+    "module": "modules",
+    "attention": "attentions",
+    "guidance": "predictions",
+}
 
 
 class Stopwatch:
@@ -37,6 +49,11 @@ class Stopwatch:
         self._ended.synchronize()
         return self._began.elapsed_time(self._ended) / 1000
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether reading the seconds would not wait."""
+        return not self._on_cuda or self._ended.query()
+
     def _now(self) -> Any:
         if not self._on_cuda:
             return time.perf_counter()
@@ -45,11 +62,19 @@ class Stopwatch:
         return event
 
 
+class StepReading(Protocol):
+    """The step of a call: `is_ready` if reading it would not wait for the device."""
+
+    is_ready: bool
+
+    def __call__(self) -> Step: ...
+
+
 @dataclass
 class CallRecord:
     """One model call. What is still on the device is read in `settle`, when the run is over."""
 
-    step_of_call: Callable[[], Step] | None
+    step_of_call: StepReading | None
     branches: tuple[str, ...]
     action: str  # computed, reused or forecast
     reason: str
@@ -58,7 +83,9 @@ class CallRecord:
     watch: Stopwatch | None
     evaluation: int = 0  # all model calls of one evaluation have its number
     step: Step | None = None
-    seconds: float = 0.0
+    seconds: float | None = None
+    threshold: float | None = None
+    strategy: str = ""  # title of the one that reused, or gave the reason
 
     def settle(self) -> None:
         """Read step and seconds, and let go of what they are read from."""
@@ -66,22 +93,42 @@ class CallRecord:
             self.step, self.seconds = self.step_of_call(), self.watch.seconds
             self.step_of_call = self.watch = None
 
+    def settle_if_ready(self) -> None:
+        """Read now what needs no waiting for the device. What does stays unknown until `settle`."""
+        watch, step_of_call = self.watch, self.step_of_call  # another thread may let go of them meanwhile
+        if self.seconds is None and watch is not None and watch.is_ready:
+            self.seconds = watch.seconds
+        if self.step is None and step_of_call is not None and step_of_call.is_ready:
+            self.step = step_of_call()
+
+    def abandon(self) -> None:
+        """Let go of the device: what is not known stays so."""
+        self.settle_if_ready()
+        self.step_of_call = self.watch = None
+
     def as_dict(self) -> dict[str, Any]:
+        """As far as it is known, ready for JSON."""
         return {
-            "step": self.step.index,
-            "sigma": self.step.sigma,
+            "step": self.step.index if self.step else None,
+            "sigma": self.step.sigma if self.step else None,
+            "evaluation": self.evaluation,
             "branches": list(self.branches),
             "action": self.action,
+            "strategy": self.strategy,
             "reason": self.reason,
             "measure": self.measure if self.measure is not None and isfinite(self.measure) else None,
+            "threshold": self.threshold,
             "computed_share": self.computed_share,
             "seconds": self.seconds,
         }
 
 
+State = Literal["running", "finished", "stopped"]
+
+
 @dataclass
 class Report:
-    """All model calls of one run."""
+    """All model calls of one run. It can be read at any time, also from another thread, without waiting: `so_far`."""
 
     strategies: tuple[Strategy, ...]
     steps: int
@@ -90,10 +137,16 @@ class Report:
     notes: list[str] = field(default_factory=list)
     bytes_held: int = 0  # the most at any time
     seconds: float = 0.0  # of the whole sampling run, set by the adapter
+    state: State = "running"  # stopped: cancelled or failed
+    owners: tuple[str, ...] = ()  # what the caller knows each strategy by
+    obstacles: tuple[str, ...] = ()  # why a strategy can reuse nothing on this schedule
+    on_call: Callable[[], None] | None = field(default=None, repr=False, compare=False)  # told of each; must not wait
 
     def add(self, record: CallRecord) -> None:
         """One more model call."""
         self.calls.append(record)
+        if self.on_call is not None:
+            self.on_call()
 
     def note(self, text: str) -> None:
         """Something the user should know, said once and logged."""
@@ -109,6 +162,13 @@ class Report:
         """The run is over: read what was left on the device."""
         for call in self.calls:
             call.settle()
+        self.state = "finished"
+
+    def stop(self) -> None:
+        """The run was cancelled or failed: let go of the device without waiting for it."""
+        for call in self.calls:
+            call.abandon()
+        self.state = "stopped"
 
     def count(self, *actions: str, branch: str | None = None) -> int:
         """Model calls with one of these actions, of all branches or of one."""
@@ -116,63 +176,94 @@ class Report:
 
     @property
     def computed_share(self) -> float:
-        """Share of the blocks' (or sites') runs that were computed: 1.0 is all."""
+        """Share of the runs of blocks, attentions, ... (see `work`) that were computed: 1.0 is all."""
         branches = sum(len(call.branches) for call in self.calls)
         return sum(call.computed_share * len(call.branches) for call in self.calls) / branches if branches else 1.0
+
+    @property
+    def work(self) -> str:
+        """What that is a share of, in words: those of the blocks, attentions, ... that the strategies step in at."""
+        on = [strategy for strategy in self.strategies if not strategy.is_off]
+        levels = [level for level in WORK if any(strategy.works_at(level) for strategy in on)]
+        inside = [WORK[level] for level in levels if level != "guidance"]  # a prediction left out leaves out these
+        return " and ".join(dict.fromkeys(inside)) or WORK["guidance"]
 
     @property
     def speed_up(self) -> float | None:
         """Of the model calls, against this run's own computed evaluations (their median). None if none was computed."""
         seconds: dict[int, float] = {}
-        for call in self.calls:
-            seconds[call.evaluation] = seconds.get(call.evaluation, 0.0) + call.seconds
-        reusing = {call.evaluation for call in self.calls if call.action != "computed"}
-        computed = [spent for evaluation, spent in seconds.items() if evaluation not in reusing]
-        total = sum(seconds.values())
-        return median(computed) * len(seconds) / total if computed and total else None
+        reusing, unknown = set(), set()
+        for call in list(self.calls):
+            seconds[call.evaluation] = seconds.get(call.evaluation, 0.0) + (call.seconds or 0.0)
+            if call.action != "computed":
+                reusing.add(call.evaluation)
+            if call.seconds is None:
+                unknown.add(call.evaluation)
+        known = {evaluation: spent for evaluation, spent in seconds.items() if evaluation not in unknown}
+        computed = [spent for evaluation, spent in known.items() if evaluation not in reusing]
+        total = sum(known.values())
+        return median(computed) * len(known) / total if computed and total else None
 
     def as_dict(self) -> dict[str, Any]:
-        """Everything, ready for JSON."""
-        self.close()
-        branches = sorted({branch for call in self.calls for branch in call.branches})
-        actions = ("computed", "reused", "forecast")
+        """Everything, ready for JSON. Of a run that is not over, this waits for the device."""
+        for call in self.calls:
+            call.settle()
+        return self.so_far()
+
+    def so_far(self, first: int = 0) -> dict[str, Any]:
+        """The same as far as it is known, which waits for nothing; of the calls, those from number `first` on."""
+        calls = list(self.calls)
+        for call in calls:
+            call.settle_if_ready()
         return {
             "summary": self.line(),
+            "state": self.state,
             "strategies": [
-                {"title": strategy.title, "settings": _settings(strategy), "off": strategy.is_off}
-                for strategy in self.strategies
+                {"title": strategy.title, "settings": _settings(strategy), "off": strategy.is_off, "node": owner}
+                for strategy, owner in zip_longest(self.strategies, self.owners)
             ],
             "steps": self.steps,
             "blocks": self.blocks,
-            "totals": {
-                "calls": len(self.calls),
-                **{action: self.count(action) for action in actions},
-                "branches": {b: {action: self.count(action, branch=b) for action in actions} for b in branches},
-                "computed_share": self.computed_share,
-                "speed_up": self.speed_up,
-                "model_seconds": sum(call.seconds for call in self.calls),
-                "seconds": self.seconds,
-                "bytes_held": self.bytes_held,
-            },
+            "totals": self._totals(calls),
+            "measures": quantiles_of(calls),
+            "warnings": warnings_of(self),
             "notes": list(self.notes),
-            "calls": [call.as_dict() for call in self.calls],
+            "calls": [call.as_dict() for call in calls[first:]],
+        }
+
+    def _totals(self, calls: list[CallRecord]) -> dict[str, Any]:
+        counts = {action: 0 for action in ACTIONS}
+        branches: dict[str, dict[str, int]] = {}
+        for call in calls:
+            counts[call.action] += 1
+            for branch in call.branches:
+                branches.setdefault(branch, dict.fromkeys(ACTIONS, 0))[call.action] += 1
+        return {
+            "calls": len(calls),
+            **counts,
+            "branches": dict(sorted(branches.items())),
+            "computed_share": self.computed_share,
+            "work": self.work,
+            "speed_up": self.speed_up,
+            "model_seconds": sum(call.seconds or 0.0 for call in calls),
+            "seconds": self.seconds,
+            "bytes_held": self.bytes_held,
         }
 
     def line(self) -> str:
         """The run in one line, for the log."""
         names = " + ".join(strategy.title for strategy in self.strategies)
-        parts = [
-            f"{self.count(action)} {action}" for action in ("computed", "reused", "forecast") if self.count(action)
-        ]
+        parts = [f"{self.count(action)} {action}" for action in ACTIONS if self.count(action)]
         text = f"Refrain, {names}: {len(self.calls)} model calls: {', '.join(parts)}"
         if self.count("reused", "forecast"):
-            text += f"; {self.computed_share:.0%} of the blocks computed"
+            text += f"; {self.computed_share:.0%} of the {self.work} computed"
             text += f", {self.speed_up:.2f}x" if self.speed_up else ""
             text += f", {_amount(self.bytes_held)} held"
         elif all(strategy.is_off for strategy in self.strategies):
             text += "; these settings never reuse"
         elif self.calls:
-            text += f"; nothing reused: {self.calls[-1].reason or '; '.join(self.notes)}"
+            why = "; ".join(self.obstacles) or self.calls[-1].reason or "; ".join(self.notes)
+            text += f"; nothing reused: {why}"
         return text
 
 

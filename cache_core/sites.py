@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from .call import Visit
 
 Forward = Callable[..., Any]
+BlocksRan = set[tuple[int, int]]  # (chain, index of the block)
+OTHER_BLOCKS = "some model calls ran other blocks than the first call, another node's perhaps; they were all computed"
 ONLY_BLOCK = "the first block is the only one, so what enters it is tested instead"
 
 
@@ -121,7 +123,8 @@ class BlockStack:
     Computing, it takes from each chain the residual: what leaves the chain minus what entered it (for the chain that
     leads, what left the first block if the strategy asked for that). Reusing, blocks hand on what they are given, and
     the last of each chain returns its anchor plus the residual. It overwrites: what the model adds between blocks, a
-    ControlNet's signal say, is part of the residual and must not be counted twice.
+    ControlNet's signal say, is part of the residual and must not be counted twice. For the same reason blocks between
+    the first and the last may be left out (skip layer guidance), by all calls of a branch or by none.
     """
 
     def __init__(self, visit: Visit, plan: BlockPlan) -> None:
@@ -131,16 +134,19 @@ class BlockStack:
         self.answers: Features | None = None  # residuals that stand in, for all chains in order; None while computing
         self.anchors: dict[int, list[Tensor]] = {}  # computing: what entered each chain
         self.finished: dict[int, list[Tensor]] = {}  # what leaves a chain: the residual, or the answer
-        self.expected = [0] * len(plan.chains)  # which block of each chain runs next
+        self.expected = [0] * len(plan.chains)  # which block of each chain runs next, if none is left out
+        self.ran: BlocksRan = set()
         self.as_learned = True  # False once the model runs its blocks unlike the call that was learned from
 
     def block(self, chain: int, index: int, forward: Forward, args: tuple, kwargs: dict) -> Any:
         """Stands in for one block's forward."""
-        self.as_learned &= index == self.expected[chain] and (self.branches is not None or chain == 0)
+        is_next = index == 0 if self.expected[chain] == 0 else index >= self.expected[chain]
+        self.as_learned &= is_next and (self.branches is not None or chain == 0)
         if not self.as_learned:
             self.visit.unit_computed()
             return forward(*args, **kwargs)
-        self.expected[chain] += 1
+        self.expected[chain] = index + 1
+        self.ran.add((chain, index))
         if index == 0 and not self._is_given_as_learned(chain, args, kwargs):
             self.as_learned = False
             return forward(*args, **kwargs)
@@ -158,12 +164,17 @@ class BlockStack:
     def end(self) -> bool:
         """The model call is over. Whether every chain ran as it should; if not, nothing is kept."""
         complete = self.as_learned and self.expected == [len(chain.blocks) for chain in self.plan.chains]
+        if complete and not self.visit.ran_alike(self.ran):
+            self.visit.forget()
+            return False
+        if not complete and self.answers is None and self.expected != [0] * len(self.expected):
+            self.visit.note(OTHER_BLOCKS)
         if complete and self.answers is None:
             residuals = [tensor for chain in sorted(self.finished) for tensor in self.finished[chain]]
             parts = split_rows(residuals, self.visit.branch_count)
             if parts is not None:
                 self.branches.keep(parts)
-                self.visit.kept()
+                self.visit.kept(ran=self.ran)
         return complete
 
     def _lead(self, streams: list[Tensor], forward: Forward, args: tuple, kwargs: dict) -> Any:
@@ -264,14 +275,16 @@ def keep_passages(visit: Visit, plan: BlockPlan, passages: Sequence[Passage]) ->
     parts = split_rows(residuals, visit.branch_count)
     if parts is not None:
         branches.keep(parts)
-        visit.kept()
+        visit.kept(
+            ran={(chain, index) for chain, members in enumerate(plan.chains) for index in range(len(members.blocks))}
+        )
 
 
 class Rehearsal:
     """Passes through the chains without computing anything: each gives what it gave in the call learned from."""
 
-    def __init__(self, plan: BlockPlan, passages: Sequence[Passage]) -> None:
-        self.plan, self.passages = plan, passages
+    def __init__(self, plan: BlockPlan, passages: Sequence[Passage], on_blocks_left_out: Callable[[], None]) -> None:
+        self.plan, self.passages, self.on_blocks_left_out = plan, passages, on_blocks_left_out
         self.entered: Tensor | None = None  # main stream that entered the chain that leads
         self.running: set[int] = set()  # chains that have begun and not ended
         self.misled: set[int] = set()  # chains that begin amid another, with what its skipped blocks did not make
@@ -298,6 +311,7 @@ class Rehearsal:
                 forward(*args, **kwargs)
             if chain == 0:
                 self.entered = streams[members.main].clone()
+                self.on_blocks_left_out()
         if index == len(members.blocks) - 1:
             self.running.discard(chain)
             for stream, value in zip(members.ends, copied(self.passages[chain].left)):

@@ -22,11 +22,11 @@ the level `guidance` it is the noise prediction without the prompt; its features
 
 from __future__ import annotations
 
-import math
+import reprlib
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field, fields
 from enum import Enum
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol, get_args
 
 from torch import Tensor
 
@@ -73,11 +73,16 @@ class Call(Protocol):
     may_reuse: bool  # False while nothing can be reused: first evaluation, or another branch of the batch is new
     reason: str  # why, in a few plain words for the report; set by the strategy
     measure: float | None  # what was compared with a threshold, for the report; set by the strategy
+    threshold: float | None  # what it was compared with, likewise
     order: int  # of the forecast that stands in, for the report; 0 is reuse; set by the strategy
 
     @property
     def step(self) -> Step:
         """Where this call is in the schedule. Reading it waits for the device, unless a measure was read before."""
+
+    @property
+    def adds_noise(self) -> bool:
+        """Whether the sampler was seen to add noise between its steps by now: then trends lead astray."""
 
     def measured(self, measure: Callable[[Tensor], Tensor]) -> float:
         """One number for all branches of an evaluation: the first branch measures, the others take its number.
@@ -85,6 +90,9 @@ class Call(Protocol):
         So that all decide alike. `measure` is given the call's time and returns a scalar, both float32 tensors on the
         device; reading the result waits for the device.
         """
+
+    def total(self, part: Tensor) -> Tensor:
+        """A small tensor, for use in `measured`, summed over all ranks that share the tokens; itself without ranks."""
 
     def note(self, text: str) -> None:
         """Say something in the report, once."""
@@ -97,6 +105,7 @@ class Strategy:
     title: ClassVar[str]  # the method's name as its paper writes it
     summary: ClassVar[str] = ""  # one sentence for the node's description
     source: ClassVar[str] = ""  # paper or code it comes from
+    aliases: ClassVar[tuple[str, ...]] = ()  # other names under which people look for it
 
     @property
     def levels(self) -> tuple[Level, ...]:
@@ -108,6 +117,10 @@ class Strategy:
         """Whether these settings never reuse anything; then nothing is installed."""
         return False
 
+    def obstacle(self, schedule: Schedule) -> str:
+        """Why these settings can reuse nothing on this schedule, in words to follow "0 reused: "; "" if they can."""
+        return ""
+
     def places_in(self, block: str, modules: list[str]) -> list[str]:
         """Level module only: where to step in inside a block, given the dotted names of the block and its modules."""
         return [block]
@@ -115,6 +128,11 @@ class Strategy:
     def steps_in_at(self, site: Site) -> bool:
         """Levels attention and guidance: whether its settings ever reuse anything at this site."""
         return True
+
+    def works_at(self, level: Level) -> bool:
+        """Whether its settings ever reuse anything at sites of this level."""
+        sites = [Site(level, "", kind=kind) for kind in get_args(Kind)] if level == "attention" else [Site(level, "")]
+        return level in self.levels and any(map(self.steps_in_at, sites))
 
     def new_state(self, site: Site) -> Any:
         """What one branch keeps at one site: a dataclass, made for the run and thrown away."""
@@ -151,14 +169,14 @@ def setting(
 
 def _check(title: str, name: str, value: Any, default: Any, allowed: Any) -> None:
     low, high, choices = allowed["minimum"], allowed["maximum"], allowed["choices"]
-    if choices and value not in choices:
-        raise ValueError(f"{title}: {name} is {value!r}. Choose one of: {', '.join(choices)}.")
+    told = f"{title}: {name} is {reprlib.repr(value)}"  # shortened: nodes may hand on anything
+    if choices and not (isinstance(value, str) and value in choices):
+        raise ValueError(f"{told}. Choose one of: {', '.join(choices)}.")
     if isinstance(default, bool) and not isinstance(value, bool):
-        raise ValueError(f"{title}: {name} is {value!r}. Set it to True or False.")
+        raise ValueError(f"{told}. Set it to True or False.")
     if low is None:
         return
     whole = " a whole number" if isinstance(default, int) else ""
-    if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
-        raise ValueError(f"{title}: {name} is {value!r}. Set it to{whole or ' a number'} between {low:g} and {high:g}.")
-    if math.isnan(value) or not low <= value <= high:
-        raise ValueError(f"{title}: {name} is {value}. Set it to{whole or ' a number'} between {low:g} and {high:g}.")
+    is_number = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
+    if not is_number or not low <= value <= high:  # NaN is not
+        raise ValueError(f"{told}. Set it to{whole or ' a number'} between {low:g} and {high:g}.")

@@ -4,13 +4,25 @@ from __future__ import annotations
 
 from typing import Any
 
-from .step import SAME_SIGMA, Step
+from .step import SAME_SIGMA, Schedule, Step
 from .strategy import Strategy, setting
 
 
-def timestep(default: int, help: str) -> Any:
-    """A setting that is one end of a window, from 1000 noisiest to 0 clean."""
-    return setting(default, f"{help} Timesteps run from 1000 (noise) to 0 (picture).", minimum=-1, maximum=1001)
+def starts_at(default: int, what: str) -> Any:
+    """The setting `<name>_start`, a window's end towards the picture; `what` happens in it, as in "Reuse it"."""
+    direction = "Lower does so in more of the last steps, which draw detail."
+    return _timestep(default, f"{what} only above this timestep", direction)
+
+
+def ends_at(default: int, what: str) -> Any:
+    """The setting `<name>_end`, a window's end towards the noise."""
+    direction = "Higher does so in more of the first steps, which decide the composition."
+    return _timestep(default, f"{what} only below this timestep", direction)
+
+
+def _timestep(default: int, what: str, direction: str) -> Any:
+    scale = "on a scale from 1000 (noise) to 0 (picture)"
+    return setting(default, f"{what}, {scale}. {direction} Usual: {default}.", minimum=-1, maximum=1001)
 
 
 def is_open(strategy: Strategy, name: str, step: Step) -> bool:
@@ -29,3 +41,8 @@ def check_windows(strategy: Strategy, *names: str) -> None:
                 f"{strategy.title}: {name}_start {start} is not below {name}_end {end}, so no step lies between them. "
                 f"Timesteps count down from 1000 to 0: set start to the lower one, such as 100, and end to the higher."
             )
+
+
+def has_step(strategy: Strategy, name: str, schedule: Schedule) -> bool:
+    """Whether a step of the schedule after its first lies in this window of the strategy's."""
+    return any(is_open(strategy, name, schedule.step_at(sigma)) for sigma in schedule.sigmas[1 : schedule.count])

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from ..forecast import History
 from ..schedule import Broadcast
-from ..step import Step
+from ..step import Schedule, Step
 from ..strategy import COMPUTE, CONDITIONAL, Around, Call, Site, Strategy, setting
-from ..windows import check_windows, is_open, timestep
+from ..windows import check_windows, ends_at, has_step, is_open, starts_at
 
 WINDOWS = (
     "spatial_attention_timestep_skip",
@@ -53,29 +53,31 @@ class FasterCache(Strategy):
     title = "FasterCache"
     summary = "Extrapolates every other attention and estimates most predictions for the negative prompt."
     source = "FasterCache, arXiv 2410.19355"
+    aliases = ("CFG cache", "negative prompt", "skip CFG", "attention cache")
     levels = ("attention", "guidance")
 
     spatial_attention_block_skip_range: int = setting(
         2,
         "Compute self-attention once in this many steps and extrapolate it in between. Higher is faster and less "
-        "faithful; 1 is off.",
+        "faithful. Usual: 2; 1 is off and holds much less memory.",
         minimum=1,
         maximum=20,
     )
     temporal_attention_block_skip_range: int = setting(
         1,
-        "The same for temporal attention, in the few models that have it apart from spatial attention. 1 is off.",
+        "The same for temporal attention, in the few models that have it apart from spatial attention. Higher is "
+        "faster and less faithful. Usual: 1, which is off, or 2 where there is some.",
         minimum=1,
         maximum=20,
     )
-    spatial_attention_timestep_skip_start: int = timestep(-1, "Skip self-attention only above this timestep.")
-    spatial_attention_timestep_skip_end: int = timestep(681, "Skip self-attention only below this timestep.")
-    temporal_attention_timestep_skip_start: int = timestep(-1, "Skip temporal attention only above this timestep.")
-    temporal_attention_timestep_skip_end: int = timestep(681, "Skip temporal attention only below this timestep.")
+    spatial_attention_timestep_skip_start: int = starts_at(-1, "Skip self-attention")
+    spatial_attention_timestep_skip_end: int = ends_at(681, "Skip self-attention")
+    temporal_attention_timestep_skip_start: int = starts_at(-1, "Skip temporal attention")
+    temporal_attention_timestep_skip_end: int = ends_at(681, "Skip temporal attention")
     attention_weight: float = setting(
         0.5,
-        "How much of the last change of an attention's output is expected again in a skipped step. 0 reuses the last "
-        "output as it is, 0.5 is published.",
+        "How much of the last change of an attention's output is expected again in a skipped step. Higher continues "
+        "it further; 0 reuses the last output as it is. Usual: 0.5.",
         minimum=0.0,
         maximum=1.0,
         step=0.05,
@@ -83,27 +85,32 @@ class FasterCache(Strategy):
     unconditional_batch_skip_range: int = setting(
         5,
         "Run the model for the negative prompt once in this many steps and estimate its prediction in between. With "
-        "guidance this nearly halves the work. Higher is faster and less faithful; 1 is off.",
+        "guidance this nearly halves the work. Higher is faster and less faithful. Usual: 2 to 5; 1 is off.",
         minimum=1,
         maximum=20,
     )
-    unconditional_batch_timestep_skip_start: int = timestep(-1, "Skip the negative prompt only above this timestep.")
-    unconditional_batch_timestep_skip_end: int = timestep(641, "Skip the negative prompt only below this timestep.")
+    unconditional_batch_timestep_skip_start: int = starts_at(-1, "Skip the negative prompt")
+    unconditional_batch_timestep_skip_end: int = ends_at(641, "Skip the negative prompt")
     alpha_low_frequency: float = setting(
         1.1,
-        "Weight of the low frequencies of the difference between the prompts, within its window. 1 leaves them as they "
-        "were measured.",
+        "Weight of the low frequencies (large shapes) of the difference between the prompts, within their window of "
+        "timesteps. Higher strengthens the prompt there. Usual: 1 to 1.2; 1 leaves them as they were measured.",
         minimum=0.0,
         maximum=2.0,
         step=0.05,
     )
     alpha_high_frequency: float = setting(
-        1.1, "The same for the high frequencies.", minimum=0.0, maximum=2.0, step=0.05
+        1.1,
+        "Weight of the high frequencies (detail) of the difference between the prompts, within their window of "
+        "timesteps. Higher strengthens the prompt there. Usual: 1 to 1.2; 1 leaves them as they were measured.",
+        minimum=0.0,
+        maximum=2.0,
+        step=0.05,
     )
-    low_frequency_weight_update_start: int = timestep(99, "Weigh the low frequencies only above this timestep.")
-    low_frequency_weight_update_end: int = timestep(901, "Weigh the low frequencies only below this timestep.")
-    high_frequency_weight_update_start: int = timestep(-1, "Weigh the high frequencies only above this timestep.")
-    high_frequency_weight_update_end: int = timestep(301, "Weigh the high frequencies only below this timestep.")
+    low_frequency_weight_update_start: int = starts_at(99, "Weigh the low frequencies")
+    low_frequency_weight_update_end: int = ends_at(901, "Weigh the low frequencies")
+    high_frequency_weight_update_start: int = starts_at(-1, "Weigh the high frequencies")
+    high_frequency_weight_update_end: int = ends_at(301, "Weigh the high frequencies")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -113,6 +120,17 @@ class FasterCache(Strategy):
     def is_off(self) -> bool:
         ranges = (self.spatial_attention_block_skip_range, self.temporal_attention_block_skip_range)
         return max(*ranges, self.unconditional_batch_skip_range) == 1
+
+    def obstacle(self, schedule: Schedule) -> str:
+        ranges = {
+            "spatial_attention": self.spatial_attention_block_skip_range,
+            "temporal_attention": self.temporal_attention_block_skip_range,
+            "unconditional_batch": self.unconditional_batch_skip_range,
+        }
+        wanted = [f"{name}_timestep_skip" for name, skip_range in ranges.items() if skip_range > 1]
+        if any(has_step(self, window, schedule) for window in wanted):
+            return ""
+        return f"none of the {schedule.count} steps after the first is within the timesteps to skip"
 
     def steps_in_at(self, site: Site) -> bool:
         if site.level == "guidance":

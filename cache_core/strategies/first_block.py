@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..features import relative_change, thinned
 from ..forecast import History, safe_weights, safe_weights_on_device
+from ..step import Schedule
 from ..strategy import COMPUTE, FIRST_BLOCK, Around, Call, Site, Strategy, setting
 
 
@@ -36,41 +37,46 @@ class FirstBlockCache(Strategy):
     title = "First Block Cache"
     summary = "Runs the first block of every step and skips the others where it barely changed."
     source = "ParaAttention; TeaCache, arXiv 2411.19108"
+    aliases = ("FBCache", "FBC", "WaveSpeed", "ParaAttention", "TeaCache", "EasyCache", "DBCache", "cache-dit")
     levels = ("model",)
 
     residual_diff_threshold: float = setting(
         0.12,
-        "How much the first block's residual may change, relative to the last computed step, before the whole model is "
-        "computed again. Higher is faster and less faithful: 0.08 is careful, 0.12 balanced, 0.2 and more visibly "
-        "different. 0 never reuses.",
+        "How far the first block's residual may be, relative to its size, from what was expected of it before the "
+        "whole model is computed again. Higher is faster and less faithful. Usual: 0.08 careful, 0.12 balanced, 0.2 "
+        "and more visibly different; 0 never reuses.",
         minimum=0.0,
         maximum=1.0,
         step=0.005,
     )
     start_percent: float = setting(
         0.0,
-        "Reuse only after this share of the sampling. Raise it to keep composition close to the uncached picture.",
+        "Reuse only after this share of the sampling. Higher is slower and keeps the composition closer to that of the "
+        "uncached picture. Usual: 0 to 0.3.",
         minimum=0.0,
         maximum=1.0,
         step=0.01,
     )
     end_percent: float = setting(
         1.0,
-        "Reuse only before this share of the sampling. Lower it to compute the last, detail-making steps in full.",
+        "Reuse only before this share of the sampling. Lower is slower and computes more of the last, detail-making "
+        "steps in full. Usual: 0.8 to 1.",
         minimum=0.0,
         maximum=1.0,
         step=0.01,
     )
     max_consecutive_cache_hits: int = setting(
         -1,
-        "Compute after this many reused steps in a row, whatever the change. -1 is unlimited, 0 never reuses.",
+        "Compute after this many reused steps in a row, whatever the change. Lower is slower and more faithful. Usual: "
+        "-1, which is unlimited, or 2 to 4 to be careful; 0 never reuses.",
         minimum=-1,
         maximum=100,
     )
     max_order: int = setting(
         1,
         "How what the skipped blocks add is predicted: 0 reuses it unchanged, as published; 1 continues it along a "
-        "straight line, usually closer to the uncached picture; 2 and 3 follow a curve.",
+        "straight line, usually closer to the uncached picture; 2 and 3 follow a curve. Higher holds more memory. "
+        "Usual: 1.",
         minimum=0,
         maximum=3,
     )
@@ -86,6 +92,12 @@ class FirstBlockCache(Strategy):
     @property
     def is_off(self) -> bool:
         return self.residual_diff_threshold == 0 or self.max_consecutive_cache_hits == 0
+
+    def obstacle(self, schedule: Schedule) -> str:
+        steps = (schedule.step_at(sigma) for sigma in schedule.sigmas[1 : schedule.count])
+        if any(schedule.is_within(step, self.start_percent, self.end_percent) for step in steps):
+            return ""
+        return f"none of the {schedule.count} steps after the first is within start_percent to end_percent"
 
     def new_state(self, site: Site) -> FirstBlockState:
         return FirstBlockState(first=History(self.max_order + 1), rest=History(self.max_order + 1))
@@ -105,10 +117,10 @@ class FirstBlockCache(Strategy):
     def _is_as_expected(self, call: Call, residual: Tensor, state: FirstBlockState) -> bool:
         def change(time: Tensor) -> Tensor:
             (expected,) = state.first.combined(safe_weights_on_device(state.first.nodes, time, self.max_order))
-            return relative_change(residual, expected)
+            return relative_change(residual, expected, call.total)
 
         drift = state.drift + call.measured(change) * sqrt(abs(call.step.length))
-        call.measure = drift
+        call.measure, call.threshold = drift, self.residual_diff_threshold
         if not call.schedule.is_within(call.step, self.start_percent, self.end_percent):
             call.reason = "outside start_percent to end_percent"
         elif state.hits == self.max_consecutive_cache_hits:

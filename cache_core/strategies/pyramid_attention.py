@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 
 from ..features import Features
 from ..schedule import Broadcast
+from ..step import Schedule
 from ..strategy import COMPUTE, Around, Call, Site, Strategy, setting
-from ..windows import check_windows, is_open, timestep
+from ..windows import check_windows, ends_at, has_step, is_open, starts_at
 
 KINDS = ("spatial", "temporal", "cross")
 
@@ -20,11 +21,11 @@ class BroadcastState:
     broadcast: Broadcast = field(default_factory=Broadcast)
 
 
-def _skip_range(default: int, kind: str, advice: str) -> int:
+def _skip_range(default: int, kind: str, where: str, usual: str) -> int:
     return setting(
         default,
-        f"Compute {kind} attention once in this many steps and reuse its output in between. {advice} Higher is faster "
-        f"and less faithful; 1 is off.",
+        f"Compute {kind}attention once in this many steps and reuse its output in between. {where} Higher is faster "
+        f"and less faithful. Usual: {usual}; 1 is off.",
         minimum=1,
         maximum=20,
     )
@@ -43,25 +44,24 @@ class PyramidAttentionBroadcast(Strategy):
     title = "Pyramid Attention Broadcast"
     summary = "Reuses the output of attention for a few steps in the middle of the sampling."
     source = "Pyramid Attention Broadcast, arXiv 2408.12588"
+    aliases = ("PAB", "VideoSys", "attention cache")
     levels = ("attention",)
 
     spatial_attention_block_skip_range: int = _skip_range(
-        2,
-        "self-",
-        "Also that of text and picture jointly, as in Flux, Qwen-Image, SD3 and HunyuanVideo. 2 is published.",
+        2, "self-", "Also that of text and picture jointly, as in Flux, Qwen-Image, SD3 and HunyuanVideo.", "2"
     )
     temporal_attention_block_skip_range: int = _skip_range(
-        1, "temporal", "Few models have it apart from spatial attention; 3 to 4 is published."
+        1, "temporal ", "Few models have it apart from spatial attention.", "3 to 4 where there is some"
     )
     cross_attention_block_skip_range: int = _skip_range(
-        1, "cross-", "That of Wan, LTX, Cosmos, PixArt to the text; 6 is published."
+        1, "cross-", "That is attention to the text in Wan, LTX, Cosmos and PixArt.", "3 to 6"
     )
-    spatial_attention_timestep_skip_start: int = timestep(100, "Reuse self-attention only above this timestep.")
-    spatial_attention_timestep_skip_end: int = timestep(800, "Reuse self-attention only below this timestep.")
-    temporal_attention_timestep_skip_start: int = timestep(100, "Reuse temporal attention only above this timestep.")
-    temporal_attention_timestep_skip_end: int = timestep(800, "Reuse temporal attention only below this timestep.")
-    cross_attention_timestep_skip_start: int = timestep(100, "Reuse cross-attention only above this timestep.")
-    cross_attention_timestep_skip_end: int = timestep(800, "Reuse cross-attention only below this timestep.")
+    spatial_attention_timestep_skip_start: int = starts_at(100, "Reuse self-attention")
+    spatial_attention_timestep_skip_end: int = ends_at(800, "Reuse self-attention")
+    temporal_attention_timestep_skip_start: int = starts_at(100, "Reuse temporal attention")
+    temporal_attention_timestep_skip_end: int = ends_at(800, "Reuse temporal attention")
+    cross_attention_timestep_skip_start: int = starts_at(100, "Reuse cross-attention")
+    cross_attention_timestep_skip_end: int = ends_at(800, "Reuse cross-attention")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -70,6 +70,12 @@ class PyramidAttentionBroadcast(Strategy):
     @property
     def is_off(self) -> bool:
         return max(self._range_of(kind) for kind in KINDS) == 1
+
+    def obstacle(self, schedule: Schedule) -> str:
+        windows = [f"{kind}_attention_timestep_skip" for kind in KINDS if self._range_of(kind) > 1]
+        if any(has_step(self, window, schedule) for window in windows):
+            return ""
+        return f"none of the {schedule.count} steps after the first is within the timesteps to skip"
 
     def steps_in_at(self, site: Site) -> bool:
         return self._range_of(site.kind) > 1

@@ -12,6 +12,10 @@ from ..schedule import published_steps, sigma_spaced_steps
 from ..step import Schedule, Step
 from ..strategy import COMPUTE, Around, Call, Level, Site, Strategy, setting
 
+NOISE_IS_ADDED = (
+    "the sampler moves the latent in ways that the model's predictions do not explain (it adds noise, say), so "
+    "TaylorSeer reuses the last output as it is and continues no trend"
+)
 # Attention and feed-forward modules by the names that models give them, wherever they are in a block.
 ATTENTION_OR_FEED_FORWARD = r".*\.\d+\.(.*\.)?(\w+_)?(attn\d?|attention|mlp|ff|ffn|feed_forward)(_context)?"
 
@@ -23,37 +27,42 @@ class TaylorSeerCache(Strategy):
     TaylorSeer, arXiv 2503.06923. The published forecast is a Taylor series in the step index whose differences do not
     fit the real distances; ours is the polynomial through the stored outputs at their real sigmas, of an order that
     drops by itself where it would magnify errors (`weights="recursion"` is the published one). What is forecast is by
-    default one tensor, the model's output, not one per module.
+    default one tensor, the model's output, not one per module. A step that is computed is so once for each sigma: what
+    Heun's method asks for at the next step's sigma is that step's computation. Of a sampler that adds noise no trend is
+    continued: the last output is reused.
     """
 
     title = "TaylorSeer Cache"
     summary = "Computes some steps in full and forecasts the others from them."
     source = "TaylorSeer, arXiv 2503.06923"
+    aliases = ("Taylor", "forecast", "skip steps", "Spectrum", "HiCache", "cache-dit")
 
     cache_interval: int = setting(
         4,
-        "Compute about one in this many steps. Higher is faster and less faithful: 2 is careful, 3 to 4 balanced, 5 "
-        "and more visibly different. 1 computes every step.",
+        "Compute about one in this many steps and forecast the others. Higher is faster and less faithful. Usual: 2 "
+        "careful, 3 to 4 balanced, 5 and more visibly different; 1 computes every step.",
         minimum=1,
         maximum=20,
     )
     max_order: int = setting(
         1,
-        "Highest order of the forecast: 0 reuses the last output, 1 follows a straight line, 2 and 3 a curve. 1 is the "
-        "best choice nearly always; higher orders hold more memory and need many steps.",
+        "Highest order of the forecast: 0 reuses the last output, 1 follows a straight line, 2 and 3 a curve. Higher "
+        "holds more memory and needs more computed steps. Usual: 1.",
         minimum=0,
         maximum=3,
     )
     disable_cache_before_step: int = setting(
         3,
-        "Warm-up: compute this many steps at the start, where the picture's composition is decided. With spacing "
-        "'sigma' they are spread over the noise that these steps would cover on an evenly spaced schedule.",
+        "Warm-up: compute this many steps at the start, where the picture's composition is decided. Higher is slower "
+        "and more faithful. With spacing 'sigma' they are spread over the noise that these steps would cover on an "
+        "evenly spaced schedule. Usual: 2 to 5.",
         minimum=0,
         maximum=1000,
     )
     disable_cache_after_step: int = setting(
         -1,
-        "Compute every step from this one on, to render fine detail in full. -1 is never.",
+        "Compute every step from this one on, to render fine detail in full. Lower is slower and more faithful. Usual: "
+        "-1, which is never.",
         minimum=-1,
         maximum=1000,
     )
@@ -61,13 +70,14 @@ class TaylorSeerCache(Strategy):
         "output",
         "What is forecast. 'output': the model's output; skips everything, holds a few latents, works for every model. "
         "'model': what the stack of blocks adds, so embedding and head still run. 'block' and 'module': the output of "
-        "each block, or of each attention and feed-forward module, as published; they hold gigabytes on large models.",
+        "each block, or of each attention and feed-forward module, as published; they hold gigabytes on large models. "
+        "Usual: 'output'.",
         choices=("output", "model", "block", "module"),
     )
     spacing: str = setting(
         "sigma",
         "Where the computed steps are. 'sigma': evenly along the noise level, right for schedules with a shift. "
-        "'steps': every so many steps, as published.",
+        "'steps': every so many steps, as published. Usual: 'sigma'.",
         choices=("sigma", "steps"),
     )
     weights: str = setting(
@@ -115,6 +125,15 @@ class TaylorSeerCache(Strategy):
     def is_off(self) -> bool:
         return self.cache_interval == 1
 
+    def obstacle(self, schedule: Schedule) -> str:
+        computed = set(self.computed_steps(schedule))
+        if self.disable_cache_after_step >= 0:
+            computed |= set(range(self.disable_cache_after_step, schedule.count))
+        if len(computed) < schedule.count:
+            return ""
+        warm_up = f"warm-up {self.disable_cache_before_step} and interval {self.cache_interval}"
+        return f"{schedule.count} steps are too few for {warm_up}"
+
     def places_in(self, block: str, modules: list[str]) -> list[str]:
         wanted = self.cache_identifiers or (ATTENTION_OR_FEED_FORWARD,)
         fitting = [name for name in modules if _fits(name, wanted)]
@@ -126,21 +145,25 @@ class TaylorSeerCache(Strategy):
         return History(capacity=self.max_order + 1, dtype=self.taylor_factors_dtype)
 
     def around(self, call: Call, state: History) -> Around:
-        computes = self._computes(call)
+        computes = self._computes(call, state)
         if call.may_reuse and not computes:
-            weights = self._weights(call.step, state.nodes)
+            weights = self._weights(call, state.nodes)
             call.order = len(weights) - 1
             return state.combined(weights)
         state.add(self._node(call.step), (yield COMPUTE))
 
-    def _computes(self, call: Call) -> bool:
+    def _computes(self, call: Call, state: History) -> bool:
         step, schedule = call.step, call.schedule
         if 0 <= self.disable_cache_after_step <= step.index:
             call.reason = f"from disable_cache_after_step {self.disable_cache_after_step} on"
             return True
-        if step.index in self.computed_steps(schedule):
+        is_planned = step.index in self.computed_steps(schedule)
+        if is_planned and not state.has(self._node(step)):
             call.reason = "planned"
             return True
+        if is_planned and call.may_reuse:
+            call.reason = "computed at this sigma already"
+            return False
         if call.may_reuse:
             call.reason = f"between computed steps, interval {self.cache_interval}"
         return False
@@ -154,10 +177,14 @@ class TaylorSeerCache(Strategy):
     def _node(self, step: Step) -> float:
         return step.time if self.weights == "sigma" else float(step.index)
 
-    def _weights(self, step: Step, nodes: list[float]) -> list[float]:
+    def _weights(self, call: Call, nodes: list[float]) -> list[float]:
+        order = self.max_order
+        if call.adds_noise and order > 0:
+            order = 0
+            call.note(NOISE_IS_ADDED)
         if self.weights == "sigma":
-            return safe_weights(nodes, step.time, self.max_order)
-        return recursion_weights(nodes, float(step.index), self.max_order)
+            return safe_weights(nodes, call.step.time, order)
+        return recursion_weights(nodes, float(call.step.index), order)
 
 
 def _fits(name: str, expressions: tuple[str, ...]) -> bool:

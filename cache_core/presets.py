@@ -1,0 +1,152 @@
+"""Which strategy and settings for which family of models, and on whose word. docs/presets.md shows the table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from .side_by_side import described
+from .strategies.first_block import FirstBlockCache
+from .strategies.taylorseer import TaylorSeerCache
+from .strategy import Strategy
+
+QUALITIES = VISUALLY_IDENTICAL, BALANCED, FAST = ("visually identical", "balanced", "fast")
+TOO_FEW_STEPS = 8  # First Block Cache at 0.12 computes them all, forecasts are no closer than fewer steps
+DEMO, UNET, OTHER = "Refrain demo", "U-Net (SD 1.5, SDXL)", "any other"
+NOTHING_TO_REUSE = (
+    "{steps} steps leave nothing to reuse, so the model is unchanged. Up to {most} steps each goes so far that First "
+    "Block Cache computes them all, and forecasts are no closer than fewer steps (measured on the demo model at flow "
+    "shift 3). Models distilled to few steps gain nothing from a cache."
+)
+SHOWN = "Compare Cache Settings shows what it does to your pictures."
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A strategy with its settings, and why these: where they were measured, who published them, or our caution."""
+
+    strategy: Strategy
+    evidence: Literal["measured", "published", "cautious"]
+    words: str
+
+    @property
+    def told(self) -> str:
+        """On whose word, as a sentence."""
+        if self.evidence == "measured":
+            return f"Measured on this model: {self.words}."
+        if self.evidence == "published":
+            return f"Published by {self.words}, for a rule without forecast; not measured by Refrain on this model."
+        return f"A cautious choice, not measured on this family: {self.words}."
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What to sample with, and why, in words for people. Without a strategy: leave the model as it is."""
+
+    strategy: Strategy | None
+    words: str
+
+
+def choose(family: str, quality: str, steps: int, model_name: str = "") -> Choice:
+    """The preset of a family. One that is not in the table gets the cautious one; `model_name` then says what it is.
+
+    Raises ValueError if there is no such quality.
+    """
+    if quality not in QUALITIES:
+        raise ValueError(f"There is no quality {quality!r}. Choose one of: {', '.join(QUALITIES)}.")
+    if steps <= TOO_FEW_STEPS:
+        return Choice(None, NOTHING_TO_REUSE.format(steps=steps, most=TOO_FEW_STEPS))
+    preset = PRESETS.get(family, PRESETS[OTHER])[quality]
+    name, settings = described([preset.strategy])
+    model = family if family in PRESETS and family != OTHER else model_name or "unknown model"
+    return Choice(preset.strategy, f"{model}, {quality}: {name}, {settings}. {preset.told} {SHOWN}")
+
+
+def markdown() -> str:
+    """The table, as docs/presets.md has it."""
+    lines = ["| family | quality | strategy | settings | on whose word |", "|---|---|---|---|---|"]
+    for family, presets in PRESETS.items():
+        for quality, preset in presets.items():
+            cells = (family, quality, *described([preset.strategy]), f"{preset.evidence}: {preset.words}")
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _first_block(threshold: float, most_hits: int = -1) -> FirstBlockCache:
+    return FirstBlockCache(residual_diff_threshold=threshold, max_consecutive_cache_hits=most_hits)
+
+
+def _measured(strategy: Strategy, words: str) -> Preset:
+    return Preset(strategy, "measured", words)
+
+
+def _published(threshold: float, words: str, most_hits: int = -1) -> Preset:
+    return Preset(_first_block(threshold, most_hits), "published", words)
+
+
+def _cautious(threshold: float, words: str = "First Block Cache below its default threshold") -> Preset:
+    return Preset(_first_block(threshold), "cautious", words)
+
+
+def _of(visually_identical: Preset, balanced: Preset, fast: Preset) -> Mapping[str, Preset]:
+    return dict(zip(QUALITIES, (visually_identical, balanced, fast), strict=True))
+
+
+_FORECAST = "forecasts of the output, which need no blocks"
+
+PRESETS: Mapping[str, Mapping[str, Preset]] = {
+    DEMO: _of(
+        _measured(_first_block(0.08), "20 steps at flow shifts 1 to 6, 67 to 69 % of the blocks computed, 52 to 54 dB"),
+        _measured(_first_block(0.12), "20 steps at flow shifts 1 to 6, 58 to 67 % of the blocks computed, 48 to 51 dB"),
+        _measured(
+            TaylorSeerCache(cache_interval=3),
+            "20 steps at flow shifts 1 to 6, 40 % of the blocks computed, 41 to 42 dB",
+        ),
+    ),
+    "Flux.1": _of(
+        _published(0.06, "ParaAttention (FLUX.1-dev, 28 steps, 1.2x on an L20)"),
+        _published(0.08, "ParaAttention (its default; FLUX.1-dev, 28 steps, 1.55x on an L20)"),
+        _published(0.12, "ParaAttention (1.9x on an L20) and Comfy-WaveSpeed (both FLUX.1-dev, 28 steps)"),
+    ),
+    "Flux.2": _of(
+        _cautious(0.06),
+        _cautious(0.08),
+        _published(0.12, "xDiT, pull request 719 (FLUX.2-dev, 50 steps at 2048 x 2048, SSIM 0.958)"),
+    ),
+    "Stable Diffusion 3": _of(
+        _cautious(0.06), _cautious(0.08), _published(0.12, "Comfy-WaveSpeed (SD 3.5 Large in fp8, 30 steps)")
+    ),
+    "Qwen-Image": _of(_cautious(0.06), _cautious(0.08), _published(0.2, "diffusers' documentation, as an example")),
+    "HunyuanVideo": _of(
+        _published(0.06, "ParaAttention (its default; 30 steps, 129 frames at 720p, 1.6x on an L20)"),
+        _published(0.1, "Comfy-WaveSpeed (fp8, 20 steps)"),
+        _published(0.2, "diffusers, pull request 11180 (4.3x; higher values blur)"),
+    ),
+    "LTX-Video": _of(
+        _published(0.05, "diffusers, pull request 11180 (1.5x)"),
+        _published(0.1, "Comfy-WaveSpeed (LTX-Video 2B 0.9.1, 30 steps)"),
+        _published(0.2, "diffusers, pull request 11180 (3.3x; higher values blur)"),
+    ),
+    "Wan 2.1 and 2.2": _of(
+        _published(0.05, "diffusers, pull request 11180 (Wan 2.1 1.3B, 1.6x)"),
+        _published(0.1, "diffusers, pull request 11180 (Wan 2.1 1.3B, 2.5x)"),
+        _published(0.2, "diffusers, pull request 11180 (Wan 2.1 1.3B, 3.9x; higher values blur)"),
+    ),
+    "MiniMax-H3": _of(
+        _published(0.04, "sglang, issue 33828 (50 steps, 1.5x, 28.8 dB)", most_hits=3),
+        _published(0.08, "sglang, issue 33828 (50 steps, 2.2x, 26.6 dB)", most_hits=3),
+        _published(0.12, "sglang, issue 33828 (50 steps, 2.6x, 25.3 dB)", most_hits=3),
+    ),
+    "Mochi": _of(
+        _cautious(0.01, "below the published threshold"),
+        _cautious(0.02, "below the published threshold"),
+        _published(0.03, "ComfyUI_Patches_ll (1.5x, with visible losses)"),
+    ),
+    UNET: _of(
+        Preset(TaylorSeerCache(cache_interval=2, disable_cache_before_step=5), "cautious", _FORECAST),
+        Preset(TaylorSeerCache(cache_interval=2), "cautious", _FORECAST),
+        Preset(TaylorSeerCache(cache_interval=3), "cautious", _FORECAST),
+    ),
+    OTHER: _of(_cautious(0.06), _cautious(0.08), _cautious(0.12, "First Block Cache at its default threshold")),
+}
