@@ -16,6 +16,8 @@ import torch
 from torch import nn
 
 from ...demo import FLUX_WEIGHTS, VAE_WEIGHTS, words
+from ...presets import DEMO
+from . import families
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
@@ -28,7 +30,9 @@ def load_model() -> ModelPatcher:
         model = comfy.sd.load_diffusion_model_state_dict(weights)
     except ValueError:  # ComfyUI 0.8: takes every Flux to have 24 heads
         model = None
-    return model or _load_with_own_heads(comfy.utils.load_torch_file(str(FLUX_WEIGHTS)))
+    model = model or _load_with_own_heads(comfy.utils.load_torch_file(str(FLUX_WEIGHTS)))
+    model.set_attachments(families.KEY, DEMO)  # it is no Flux.1, for which others published settings
+    return model
 
 
 def load_clip() -> comfy.sd.CLIP:

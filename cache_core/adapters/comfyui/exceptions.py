@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
+
+from ...strategy import Strategy
 
 # Blocks, by their class, that the model runs by another method than forward.
 METHODS = {
@@ -11,6 +14,26 @@ METHODS = {
 
 # Models, by their class, that swap the halves of a joined batch inside: a row there is another branch's than outside.
 SWAPPING = {"HunYuanDiTPlain", "NaDiT"}
+
+# Other nodes that leave out model calls, by the transformer option that shows them.
+OTHER_CACHES = {"easycache": "EasyCache or LazyCache", "rel_l1_thresh": "TeaCache", "magcache_thresh": "MagCache"}
+
+# Patches after attention that may mix the rows of the prompts, as NAGuidance does.
+MIXING = {"attn1_output_patch", "attn2_output_patch"}
+
+
+def refuse_other_caches(strategies: Iterable[Strategy], transformer_options: dict[str, Any]) -> None:
+    """Raises ValueError where another cache leaves out the model calls that one of these strategies forecasts.
+
+    Each would take the other's guesses for what the model computes; measured, that is worse than either alone.
+    """
+    others = [title for option, title in OTHER_CACHES.items() if option in transformer_options]
+    for strategy in strategies:
+        if others and not strategy.is_off and not set(strategy.levels) <= {"attention", "guidance"}:
+            raise ValueError(
+                f"{strategy.title}: {others[0]} is on this model and caches the same calls. Remove one of the two "
+                f"nodes. (Pyramid Attention Broadcast and FasterCache work beside it.)"
+            )
 
 
 def why_computed(transformer_options: dict[str, Any]) -> str | None:

@@ -61,12 +61,16 @@ class Handle:
         self.remove()
 
 
-def apply(model: nn.Module, config: Any, strict_parity: bool = False, scheduler: Any = None) -> Handle:
+def apply(
+    model: nn.Module, config: Any, strict_parity: bool = False, scheduler: Any = None, group: Any = None
+) -> Handle:
     """Put a strategy on a model.
 
     `config` is one of our strategies, or diffusers' config of First Block Cache, TaylorSeer, Pyramid Attention
     Broadcast or FasterCache. `scheduler` is the pipeline's, so that the step can be read off its schedule.
     `strict_parity` (diffusers' configs only) reproduces diffusers 0.42.1 bit for bit, with its known defects.
+    `group` is a process group of torch.distributed whose ranks share the tokens of each forward pass, so that they
+    decide alike. With diffusers' own context parallelism, `model.enable_parallelism(...)`, it is found by itself.
 
     Raises ValueError if caching is enabled already or the config cannot be used. Nothing is attached then.
     """
@@ -79,12 +83,16 @@ def apply(model: nn.Module, config: Any, strict_parity: bool = False, scheduler:
     from .root import RootHook
 
     name, marker = _name_and_marker(config)
-    return Handle(model, RootHook.attached(model, _engine(model, config, strict_parity, scheduler), name, marker))
+    return Handle(
+        model, RootHook.attached(model, _engine(model, config, strict_parity, scheduler, group), name, marker)
+    )
 
 
-def enable_cache(model: nn.Module, config: Any, strict_parity: bool = False, scheduler: Any = None) -> None:
+def enable_cache(
+    model: nn.Module, config: Any, strict_parity: bool = False, scheduler: Any = None, group: Any = None
+) -> None:
     """Like `apply`, until `disable_cache(model)` or the model's own `disable_cache()`."""
-    apply(model, config, strict_parity, scheduler)
+    apply(model, config, strict_parity, scheduler, group)
 
 
 def disable_cache(model: nn.Module) -> None:
@@ -119,14 +127,19 @@ def cache_context(model: nn.Module, name: str, **fields: Any) -> Iterator[None]:
         _set_cache_context(model, outer)
 
 
-def _engine(model: nn.Module, config: Any, strict_parity: bool, scheduler: Any) -> Engine:
+def _engine(model: nn.Module, config: Any, strict_parity: bool, scheduler: Any, group: Any) -> Engine:
+    from .cached import CachedModel, context_parallel_group
+
+    if strict_parity and (group is not None or context_parallel_group(model) is not None):
+        raise ValueError(
+            "strict_parity does as diffusers does, where each rank decides alone, and ranks that share a forward pass "
+            "would wait for each other for ever. Leave out strict_parity."
+        )
     if strict_parity:
         from .strict import engine_for
 
         return engine_for(model, config)
-    from .cached import CachedModel
-
-    return CachedModel(model, config, scheduler)
+    return CachedModel(model, config, scheduler, group)
 
 
 def _name_and_marker(config: Any) -> tuple[str, Any]:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ...call import SigmaReading
 from ...features import copied, taken_apart
 from ...hooks import HookRegistry
+from ...ranks import Ranks
 from ...report import Report
 from ...run import CacheRun
 from .arguments import Arguments
@@ -56,8 +57,9 @@ class CachedModel:
     noise rises, when the scheduler was set up anew, when the first step comes again for another prompt, after an error.
     """
 
-    def __init__(self, model: nn.Module, strategies_or_config: Any, scheduler: Any = None) -> None:
-        self.model, self.scheduler = model, scheduler
+    def __init__(self, model: nn.Module, strategies_or_config: Any, scheduler: Any = None, group: Any = None) -> None:
+        self.model, self.scheduler, self.group = model, scheduler, group
+        Ranks(group)  # complains now, not in the first forward pass
         self.settings = settings_of(model, strategies_or_config)
         self.report: Report | None = None  # of the run that is on, or of the last
         self._sampling: Sampling | None = None
@@ -153,7 +155,8 @@ class CachedModel:
         schedule = schedule_for(self.scheduler, axis.sigma_of(timestep))
         if schedule.is_open and any(getattr(strategy, "spacing", "") == "sigma" for strategy in strategies):
             self._say(NO_SCHEDULER)
-        run = CacheRun(strategies, schedule)
+        group = self.group if self.group is not None else context_parallel_group(self.model)
+        run = CacheRun(strategies, schedule, ranks=Ranks(group))
         self._sampling = Sampling(run, axis, schedule, time.perf_counter(), run.steps_in_at("guidance"))
         self.report = run.report
         return self._sampling
@@ -191,6 +194,12 @@ class CachedModel:
         if text not in self._said:
             self._said.add(text)
             logger.warning(text, *values)
+
+
+def context_parallel_group(model: nn.Module) -> Any:
+    """The ranks among which diffusers splits the tokens, if `model.enable_parallelism` was called for that."""
+    config = getattr(getattr(model, "_parallel_config", None), "context_parallel_config", None)
+    return None if config is None else config._flattened_mesh.get_group()
 
 
 def _is_over(sampling: Sampling, sigma: float, branch: str, conditioning: Tensor | None) -> bool:

@@ -7,16 +7,29 @@ holds, the end of a pipeline call resets it, `disable_cache` removes it by name.
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
+import torch
 from torch import nn
+
+from ...hooks import unseen
 
 try:
     from diffusers.hooks.hooks import CacheContext, HookRegistry, ModelHook, StateManager
 except ImportError as error:
     raise ImportError("Caching on diffusers' models needs diffusers 0.42.1: pip install diffusers==0.42.1") from error
+
+
+logger = logging.getLogger(__name__)
+
+UNCOMPILED = (
+    "Refrain: the transformer is compiled as a whole, around its cache, so it runs without torch.compile. Compile its "
+    "blocks instead: transformer.compile_repeated_blocks()."
+)
 
 
 class Engine(Protocol):
@@ -55,7 +68,7 @@ class RootHook(ModelHook):
         self.engine: Engine | None = engine
         self.name, self.marker, self.before = name, marker, before
         self.contexts = StateManager(dict)  # only its context is used
-        self._is_inside = False
+        self._is_inside = self._said_uncompiled = False
         self._outside: Callable[..., Any] | None = None  # what the model's forward was right after registration
 
     @classmethod
@@ -83,10 +96,22 @@ class RootHook(ModelHook):
             model.forward = forward
 
     def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        _relink(self, module)  # the registry calls this even when it has cut `new_forward` out
+        relinked = partial(unseen, _relink) if torch.compiler.is_compiling() else _relink
+        relinked(self, module)  # the registry calls this even when it has cut `new_forward` out
         return args, kwargs
 
     def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return unseen(self._run_uncompiled, *args, **kwargs)
+        return self._run(*args, **kwargs)
+
+    def _run_uncompiled(self, *args: Any, **kwargs: Any) -> Any:
+        if not self._said_uncompiled:
+            self._said_uncompiled = True
+            logger.warning(UNCOMPILED)
+        return self._run(*args, **kwargs)
+
+    def _run(self, *args: Any, **kwargs: Any) -> Any:
         forward = self.fn_ref.original_forward
         if self._is_inside or self.engine is None:
             return forward(*args, **kwargs)

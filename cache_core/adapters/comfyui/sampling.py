@@ -1,0 +1,137 @@
+"""Samples the same picture again and again, as the KSampler node does, by the clock and on one progress bar."""
+
+from __future__ import annotations
+
+import inspect
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import comfy.model_management
+import comfy.sample
+import comfy.samplers
+import comfy.utils
+import latent_preview
+from comfy.patcher_extension import WrappersMP
+from torch import Tensor
+
+from .wrappers import KEY
+
+if TYPE_CHECKING:
+    from comfy.model_patcher import ModelPatcher
+    from comfy.sd import VAE
+
+SAMPLERS, SCHEDULERS = comfy.samplers.KSampler.SAMPLERS, comfy.samplers.KSampler.SCHEDULERS
+RATIOS = ("downscale_ratio_spacial", "downscale_ratio_temporal")  # of an empty latent; ComfyUI 0.8 has none
+NO_PICTURES = "The VAE makes no pictures of these latents. Compare models of pictures or videos, with their own VAE."
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The inputs of a KSampler, but for the model and the number of steps."""
+
+    seed: int
+    cfg: float
+    sampler_name: str
+    scheduler: str
+    positive: list
+    negative: list
+    latent_image: dict[str, Any]
+    denoise: float = 1.0
+
+
+class Run(NamedTuple):
+    """What a sampling run made, on the CPU, and how long it took."""
+
+    samples: Any
+    seconds: float
+
+
+class Rounds:
+    """Sampling runs that share a progress bar. A cancel ends them with ComfyUI's own exception."""
+
+    def __init__(self, model: ModelPatcher, settings: Settings, expected: int) -> None:
+        self._settings, self._expected, self._done = settings, expected, 0  # steps
+        self._bar = comfy.utils.ProgressBar(expected)
+        self._previewer = latent_preview.get_previewer(model.load_device, model.model.latent_format)
+
+    def load(self, models: Sequence[ModelPatcher], steps: int) -> None:
+        """Bring these models' weights to the device: one step with each, thrown away."""
+        loaded: list[ModelPatcher] = []
+        for model in models:
+            if not any(have_the_same_weights(model, other) for other in loaded):
+                self._sample(_without_cache(model), steps, last_step=1)
+                loaded.append(model)
+
+    def expect(self, steps: int) -> None:
+        """There are so many steps to come, as is known now."""
+        self._expected = self._done + steps
+
+    def run(self, model: ModelPatcher, steps: int) -> Run:
+        """One sampling run."""
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        return self._sample(model, steps)
+
+    def _sample(self, model: ModelPatcher, steps: int, last_step: int | None = None) -> Run:
+        own = self._settings
+        latent = _latent_for(model, own.latent_image)
+        noise = comfy.sample.prepare_noise(latent, own.seed, own.latent_image.get("batch_index"))
+        planned = steps if last_step is None else last_step
+        began = time.perf_counter()
+        samples = comfy.sample.sample(
+            model, noise, steps, own.cfg, own.sampler_name, own.scheduler, own.positive, own.negative, latent,
+            denoise=own.denoise, last_step=last_step, noise_mask=own.latent_image.get("noise_mask"),
+            callback=self._progress(planned), disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED, seed=own.seed,
+        ).cpu()  # waits for the device  # fmt: skip
+        seconds = time.perf_counter() - began
+        self._done += planned
+        return Run(samples, seconds)
+
+    def _progress(self, steps: int) -> Any:
+        def after_step(step: int, denoised: Any, latent: Any, total: int) -> None:
+            preview = None
+            if self._previewer:
+                first = denoised.unbind()[0] if denoised.is_nested else denoised
+                preview = self._previewer.decode_latent_to_preview_image("JPEG", first)
+            self._bar.update_absolute(self._done + round((step + 1) * steps / total), self._expected, preview)
+
+        return after_step
+
+
+def decoded(vae: VAE, samples: Any) -> Tensor:
+    """What VAE Decode makes of samples: (pictures or frames, 3, height, width) in 0..1. NaN is black, as when saved.
+
+    Raises ValueError if that is no picture.
+    """
+    comfy.model_management.throw_exception_if_processing_interrupted()
+    pictures = vae.decode(samples.unbind()[0] if samples.is_nested else samples)
+    if pictures.ndim == 5:  # (videos, frames, height, width, channels)
+        pictures = pictures.flatten(0, 1)
+    if pictures.ndim != 4 or pictures.shape[-1] < 3:
+        raise ValueError(NO_PICTURES)
+    return pictures[..., :3].movedim(-1, 1).float().nan_to_num(0.0).clamp(0, 1).cpu()
+
+
+def is_video(samples: Any) -> bool:
+    """Whether samples have frames: (videos, channels, frames, height, width)."""
+    first = samples.unbind()[0] if samples.is_nested else samples
+    return first.ndim == 5 and first.shape[2] > 1
+
+
+def _latent_for(model: ModelPatcher, latent: dict[str, Any]) -> Any:
+    fix = comfy.sample.fix_empty_latent_channels
+    known = inspect.signature(fix).parameters
+    return fix(model, latent["samples"], **{name: latent.get(name) for name in RATIOS if name in known})
+
+
+def have_the_same_weights(model: ModelPatcher, other: ModelPatcher) -> bool:
+    """Whether two MODELs are clones of one, with the same LoRAs."""
+    return model.model is other.model and model.patches_uuid == other.patches_uuid
+
+
+def _without_cache(model: ModelPatcher) -> ModelPatcher:
+    bare = model.clone()
+    for kind in (WrappersMP.OUTER_SAMPLE, WrappersMP.PREDICT_NOISE, WrappersMP.CALC_COND_BATCH, WrappersMP.APPLY_MODEL):
+        bare.remove_wrappers_with_key(kind, KEY)
+    return bare

@@ -1,0 +1,31 @@
+"""Weights that ComfyUI streams to the device: those of blocks that are left out need not come.
+
+Most layers fetch their own weights when they run, so a block that does not run fetches none. Two models (LTX-2,
+MiniMax-H3) have a queue besides, from which each block is fetched as a whole right before the model calls it.
+"""
+
+from __future__ import annotations
+
+from torch import nn
+
+try:
+    from comfy import model_prefetch
+except ImportError:  # ComfyUI 0.8
+    model_prefetch = None
+
+FETCHED_ALL_THE_SAME = (
+    "this model fetches each block's weights before it is known whether the block runs, so left-out blocks save no "
+    "time there; TaylorSeer's cache_level output or model saves it"
+)
+
+
+def fetch_no_more_blocks() -> None:
+    """The blocks still to come in this model call won't run: empty what is left of its queue."""
+    if are_fetched_ahead():
+        queue = model_prefetch.PREFETCH_QUEUES[-1]  # the newest is this call's
+        queue[:] = [[] if isinstance(entry, nn.Module) else entry for entry in queue]  # []: nothing to fetch
+
+
+def are_fetched_ahead() -> bool:
+    """Whether a model has made such a queue since this node began."""
+    return model_prefetch is not None and bool(model_prefetch.PREFETCH_QUEUES)
