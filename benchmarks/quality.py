@@ -24,8 +24,8 @@ from quality_rows import GUIDANCE, STEPS, UNCACHED, rows
 from quality_sampling import BATCH
 
 from cache_core.demo.codec import decode
-from cache_core.demo.quality import psnr, ssim
 from cache_core.demo.server import find_comfyui
+from cache_core.quality import psnr, ssim
 
 HERE = Path(__file__).resolve().parent
 KEPT = HERE.parent / "docs" / "benchmarks"

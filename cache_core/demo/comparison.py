@@ -7,7 +7,8 @@ from statistics import median
 
 from torch import Tensor
 
-from .quality import psnr, ssim
+from ..quality import psnr, ssim
+from ..side_by_side import aligned
 
 
 @dataclass(frozen=True)
@@ -33,13 +34,7 @@ class Row:
 def table(rows: Sequence[Row]) -> str:
     """The rows as aligned plain text."""
     header = ("method", "computed", "seconds", "speed-up measured", "ideal", "PSNR dB", "SSIM")
-    cells = [header, *(_cells(row, rows[0]) for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = []
-    for name, *numbers in cells:
-        aligned = [number.rjust(width) for number, width in zip(numbers, widths[1:], strict=True)]
-        lines.append("  ".join([name.ljust(widths[0]), *aligned]))
-    return "\n".join(lines)
+    return aligned([header, *(_cells(row, rows[0]) for row in rows)])
 
 
 def _cells(row: Row, uncached: Row) -> tuple[str, ...]:
@@ -56,10 +51,11 @@ def _cells(row: Row, uncached: Row) -> tuple[str, ...]:
 
 def side_by_side(rows: Sequence[Row], prompts: Sequence[str], path: Path | str, title: str = "") -> None:
     """Draws one PNG for people: a row per method, a column per prompt, the numbers beside the pictures."""
-    from .sheet import Label, draw
+    from ..sheet import Label, draw
 
     labels = [Label(row.name, row.settings, _summary(row, rows[0])) for row in rows]
-    draw(title or _title(rows[0]), labels, prompts, [row.pictures for row in rows]).save(path)
+    captions = [None, *(Label(settings=prompt) for prompt in prompts)]
+    draw(title or _title(rows[0]), [captions, *([label, *row.pictures] for label, row in zip(labels, rows))]).save(path)
 
 
 def _summary(row: Row, uncached: Row) -> str:

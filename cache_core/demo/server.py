@@ -56,6 +56,8 @@ def find_comfyui() -> tuple[Path, Path] | None:
 class Server:
     """A ComfyUI on a free port of this machine, with a folder of its own, for the length of a `with` block.
 
+    `files` are linked into that folder, by the path there: {"custom_nodes/mine.py": Path(...)}.
+
     >>> with Server() as server:                                            # doctest: +SKIP
     ...     entry = server.run(workflow("first_block_cache"))
     """
@@ -67,6 +69,8 @@ class Server:
         cpu: bool = True,
         options: Sequence[str] = (),
         environment: Mapping[str, str] | None = None,
+        pack: Path = PACK,
+        files: Mapping[str, Path] | None = None,
     ) -> None:
         if folder is None or python is None:
             found = find_comfyui()
@@ -75,12 +79,13 @@ class Server:
                     "No ComfyUI found. Set COMFYUI_PATH to its folder and COMFYUI_PYTHON to the Python that runs it."
                 )
             folder, python = folder or found[0], python or found[1]
-        self.folder, self.python = folder, python
+        self.folder, self.python, self.pack = folder, python, pack
         self.options = [*(["--cpu"] if cpu else []), *options]
         inherited = {
             name: value for name, value in os.environ.items() if name != "PYTHONPATH"
         }  # that is for our Python
         self.environment = {**inherited, "PYTHONUNBUFFERED": "1", **(environment or {})}
+        self.files = files or {}
         self.client_id = uuid.uuid4().hex
         self._direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # this machine needs no proxy
         self._session = self._events = None
@@ -105,6 +110,11 @@ class Server:
             _end(self._process)
         self._log = self.log
         self._home.cleanup()
+
+    @property
+    def folders(self) -> Path:
+        """Where this ComfyUI has its `models`, `input` and `output`."""
+        return Path(self._home.name)
 
     @property
     def log(self) -> str:
@@ -175,7 +185,8 @@ class Server:
             return answer.read()
 
     def _start(self, home: Path) -> None:
-        _install(PACK, home / "custom_nodes" / "refrain")
+        for place, source in {"custom_nodes/refrain": self.pack, **self.files}.items():
+            _install(source, home / place)
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
@@ -230,14 +241,17 @@ class Server:
         raise ConnectionError(f"ComfyUI has stopped. The end of its log:\n{self.log[-4000:]}")
 
 
-def _install(pack: Path, place: Path) -> None:
-    """Link the pack, or copy it where links are not allowed, as on most Windows machines."""
-    place.parent.mkdir(parents=True)
+def _install(source: Path, place: Path) -> None:
+    """Link a pack or a file, or copy it where links are not allowed, as on most Windows machines."""
+    place.parent.mkdir(parents=True, exist_ok=True)
     try:
-        place.symlink_to(pack, target_is_directory=True)
+        place.symlink_to(source, target_is_directory=source.is_dir())
     except OSError:
+        if source.is_file():
+            shutil.copyfile(source, place)
+            return
         shutil.copytree(
-            pack, place, ignore=shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "demo_output", "tests")
+            source, place, ignore=shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "demo_output", "tests")
         )
 
 
