@@ -7,10 +7,10 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..cache_core.adapters.comfyui import with_cache
+from ..cache_core.adapters.comfyui import strategies_of
 from ..cache_core.strategy import Strategy
-from . import runs
-from .compat import schema
+from .compat import SEARCH_ALIASES, schema
+from .settings_node import apply, settings_output
 
 
 def cache_node(strategy: type[Strategy]) -> type[io.ComfyNode]:
@@ -22,17 +22,24 @@ def cache_node(strategy: type[Strategy]) -> type[io.ComfyNode]:
             return schema(
                 node_id=f"Refrain{strategy.__name__}",
                 display_name=f"Apply {strategy.title}",
-                description=f"{strategy.summary} After {strategy.source}. Connect it last, right before the sampler.",
+                description=f"{strategy.summary} Connect it last, right before the sampler. Source: {strategy.source}.",
                 inputs=[
                     io.Model.Input("model", tooltip="The model to make faster, after LoRAs and other patches."),
                     *(_input(setting) for setting in fields(strategy) if setting.metadata.get("shown")),
                 ],
-                outputs=[io.Model.Output(display_name="model", tooltip="The same model, sampling with this cache.")],
+                outputs=[
+                    io.Model.Output(display_name="model", tooltip="The same model, sampling with this cache."),
+                    settings_output(),
+                ],
+                search_aliases=[strategy.title, *strategy.aliases, *SEARCH_ALIASES],
+                hidden=[io.Hidden.unique_id],
+                not_idempotent=True,  # two nodes with the same inputs would share one id; unlike its name, it caches
             )
 
         @classmethod
         def execute(cls, model: Any, **settings: Any) -> io.NodeOutput:
-            return io.NodeOutput(with_cache(model, strategy(**settings), on_report=runs.record))
+            cached = apply(model, [strategy(**settings)], cls.hidden.unique_id)
+            return io.NodeOutput(cached, strategies_of(cached))
 
     Apply.__name__ = Apply.__qualname__ = f"Apply{strategy.__name__}"
     return Apply

@@ -7,8 +7,10 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from ..cache_core.advice import in_words
 from . import runs
 from .compat import schema
+from .inputs import check_inputs
 
 NO_RUN = (
     "No cached sampling run made these samples. Connect a Refrain cache node between the model and the sampler, and "
@@ -31,20 +33,28 @@ class CacheReport(io.ComfyNode):
             outputs=[
                 io.Latent.Output(display_name="samples", tooltip="The same samples."),
                 io.String.Output(display_name="report", tooltip="The whole report as JSON."),
+                io.String.Output(display_name="text", tooltip="The report in a few lines of text."),
             ],
+            hidden=[io.Hidden.unique_id],
+            not_idempotent=True,  # or two reports of the same samples would share one id
             is_output_node=True,
         )
 
     @classmethod
     def execute(cls, samples: dict[str, Any]) -> io.NodeOutput:
+        check_inputs(cls, samples=samples)
         run = runs.run_of(samples["samples"])
-        report = {"summary": NO_RUN} if run is None else _of(run)
-        ui = {"refrain_report": [report], "text": [report["summary"]]}
-        return io.NodeOutput(samples, json.dumps(report), ui=ui)
+        if run is None:
+            report, text = {"summary": NO_RUN}, NO_RUN
+        else:
+            run.shown_by = (*{*run.shown_by, str(cls.hidden.unique_id)},)
+            report = _of(run)
+            text = in_words(report)
+        return io.NodeOutput(samples, json.dumps(report), text, ui={"refrain_report": [report], "text": [text]})
 
 
 def _of(run: runs.Run) -> dict[str, Any]:
-    report = {**run.report, "prompt_id": run.prompt_id, "sampler": run.sampler_id}
+    report = {**run.report, "run": run.id, "prompt_id": run.prompt_id, "sampler": run.sampler_id}
     if run.prompt_id != runs.current_prompt():
         report["notes"] = [*report["notes"], EARLIER]
     return report

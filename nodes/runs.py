@@ -1,48 +1,102 @@
-"""The last sampling runs of this ComfyUI process, for the nodes that show them."""
+"""The last sampling runs of this ComfyUI process, for the nodes and the route that show them."""
 
 from __future__ import annotations
 
 import hashlib
+import time
+import uuid
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from comfy_execution.utils import get_executing_context
 
 from ..cache_core.report import Report
+from .compat import workflow_of
+from .events import Announcer, announcer
 
 MOST_RUNS = 32
 
 
-@dataclass(frozen=True)
+@dataclass
 class Run:
-    """One finished sampling run: its report, the prompt it belongs to, and which latent came out."""
+    """One sampling run, from its first moment: its report, the prompt it belongs to, and which latent came out."""
 
+    progress: Report  # fills up while the run goes on
     prompt_id: str | None
     sampler_id: str | None
-    latent: str
-    report: dict[str, Any]
+    workflow: str | None  # id of the workflow in the browser
+    id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    began: float = field(default_factory=time.time)  # seconds since 1970
+    latent: str | None = None  # fingerprint of the result; None before the end, and of a run that was cancelled
+    shown_by: tuple[str, ...] = ()  # ids of Cache Report nodes
+
+    @property
+    def report(self) -> dict[str, Any]:
+        """Everything known, ready for JSON."""
+        return self.progress.so_far()
+
+    def as_dict(self, first: int = 0) -> dict[str, Any]:
+        """Ready for JSON; of the model calls, those from number `first` on."""
+        return {
+            "id": self.id,
+            "began": self.began,
+            "prompt_id": self.prompt_id,
+            "workflow": self.workflow,
+            "sampler": self.sampler_id,
+            "nodes": [owner for owner in dict.fromkeys(self.progress.owners) if owner],
+            "shown_by": list(self.shown_by),
+            "first": first,
+            "report": self.progress.so_far(first),
+        }
+
+
+class Watched:
+    """Follows one run for the browser that queued it, and remembers what came out."""
+
+    def __init__(self, run: Run, browser: Announcer | None) -> None:
+        self.run, self.browser = run, browser
+        self.called()
+
+    def called(self) -> None:
+        """One more model call is in the report."""
+        if self.browser is not None:
+            self.browser.changed()
+
+    def ended(self, latent: Any) -> None:
+        """The run is over."""
+        if latent is not None:
+            self.run.latent = fingerprint(latent)
+        if self.browser is not None:
+            self.browser.ended()
 
 
 _RUNS: deque[Run] = deque(maxlen=MOST_RUNS)  # of the process, like ComfyUI's own history; bounded
 
 
+def watch(report: Report) -> Watched:
+    """Remember and show a run that begins now. Called inside the sampler node's execution."""
+    run = _begun(report)
+    return Watched(run, announcer(run))
+
+
 def record(report: Report, latent: Any) -> None:
-    """Remember a run that just ended. Called inside the sampler node's execution."""
-    context = get_executing_context()
-    sampler_id = context.node_id if context else None
-    _RUNS.append(Run(current_prompt(), sampler_id, fingerprint(latent), report.as_dict()))
+    """Remember a run that just ended and was not watched. Called inside the sampler node's execution."""
+    _begun(report).latent = fingerprint(latent)
 
 
 def run_of(latent: Any) -> Run | None:
     """The run that this latent came out of or, where another node has changed it since, the prompt's last run."""
-    wanted = fingerprint(latent)
-    for run in reversed(_RUNS):
-        if run.latent == wanted:
-            return run
+    wanted, ended = fingerprint(latent), [run for run in reversed(_RUNS) if run.latent is not None]
     prompt_id = current_prompt()
-    return next((run for run in reversed(_RUNS) if prompt_id is not None and run.prompt_id == prompt_id), None)
+    of_prompt = (run for run in ended if prompt_id is not None and run.prompt_id == prompt_id)
+    return next((run for run in ended if run.latent == wanted), None) or next(of_prompt, None)
+
+
+def runs(**wanted: str) -> list[Run]:
+    """The runs with these attributes, newest first."""
+    return [run for run in reversed(list(_RUNS)) if all(getattr(run, name) == value for name, value in wanted.items())]
 
 
 def current_prompt() -> str | None:
@@ -59,3 +113,10 @@ def fingerprint(latent: Any) -> str:
         digest.update(str(tuple(tensor.shape)).encode())
         digest.update(tensor.detach().to("cpu", torch.float16).contiguous().numpy().tobytes())
     return digest.hexdigest()
+
+
+def _begun(report: Report) -> Run:
+    context, prompt_id = get_executing_context(), current_prompt()
+    run = Run(report, prompt_id, context.node_id if context else None, workflow_of(prompt_id))
+    _RUNS.append(run)
+    return run

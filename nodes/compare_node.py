@@ -1,0 +1,165 @@
+"""Compare Cache Settings: one seed uncached, with caches, and with the fewer steps that take the same time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from comfy_api.latest import io, ui
+
+from ..cache_core.adapters.comfyui import strategies_of
+from ..cache_core.adapters.comfyui.sampling import (
+    SAMPLERS,
+    SCHEDULERS,
+    Rounds,
+    Run,
+    Settings,
+    decoded,
+    have_the_same_weights,
+    is_video,
+)
+from ..cache_core.side_by_side import FEWER_STEPS, Sampled, SideBySide, described
+from . import runs
+from .compat import schema
+from .inputs import check_inputs
+
+CACHED = ("cached_1", "cached_2", "cached_3")
+NOTHING_TO_COMPARE = "Connect at least one model with a cache to cached_1, cached_2 or cached_3."
+ALREADY_CACHED = (
+    "The model samples with {}, so there would be no uncached picture to compare with. Connect the model as it is "
+    "before the cache node to the input model, and the cache node's output to cached_1."
+)
+NO_CACHE = "it has no Refrain cache and was sampled as it is"
+OTHER_WEIGHTS = "its weights are not those of the uncached model, so the picture differs for that reason too"
+MEASURED = "Seconds are of sampling alone, with the models loaded before. PSNR and SSIM are to the uncached picture"
+
+
+class CompareSettings(io.ComfyNode):
+    """Samples the same seed again and again, and shows what each cache changed and gained."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="RefrainCacheCompare",
+            display_name="Compare Cache Settings",
+            description="Samples the same seed uncached and with up to three caches, and shows them side by side with "
+            "their differences, times and distances from the uncached picture. For each cache it also samples uncached "
+            "with as many steps as take the same time: a cache is worth it only if it is closer than that.",
+            inputs=[
+                io.Model.Input("model", tooltip="The model without a cache, after LoRAs and other patches."),
+                *_sampler_inputs(),
+                io.Vae.Input("vae", tooltip="The VAE that turns the samples into pictures."),
+                *(io.Model.Input(name, optional=True, tooltip="The same model after a cache node.") for name in CACHED),
+            ],
+            outputs=[
+                io.Image.Output(display_name="comparison", tooltip="Pictures, differences and numbers on one sheet."),
+                io.String.Output(display_name="table", tooltip="The numbers as aligned text."),
+            ],
+            is_output_node=True,
+            search_aliases=["compare", "A/B", "benchmark", "PSNR", "SSIM", "Refrain", "cache"],
+        )
+
+    @classmethod
+    def execute(cls, model: Any, steps: int, vae: Any, **inputs: Any) -> io.NodeOutput:
+        check_inputs(cls, model=model, steps=steps, vae=vae, **inputs)
+        models = [inputs.pop(name) for name in CACHED if inputs.get(name) is not None]
+        settings = Settings(**{name: value for name, value in inputs.items() if name not in CACHED})
+        _check(model, models)
+        compared = _compare(model, models, steps, settings, vae)
+        measured = f"{MEASURED}{_of_how_many(len(compared.uncached.pictures), compared.shown > 0)}."
+        sampler = f"{settings.sampler_name}, {settings.scheduler}"
+        title = f"{steps} steps, {sampler}, cfg {settings.cfg:g}, seed {settings.seed}"
+        picture = _as_image(compared.sheet(title, measured))
+        table = f"{compared.table()}\n{measured}"
+        shown = {"refrain_comparison": [{"rows": compared.rows(), "measured": measured}], "text": [table]}
+        return io.NodeOutput(picture, table, ui={**ui.PreviewImage(picture, cls=cls).as_dict(), **shown})
+
+
+def _sampler_inputs() -> list[Any]:
+    seed = "The noise that all runs begin with. Higher and lower ones are only other pictures. Usual: 0 or any."
+    steps = (
+        "Steps of the uncached and the cached runs. Higher is slower and finer. Usual: 20 to 50, as on your sampler."
+    )
+    cfg = "How closely all runs follow the prompt. Higher is more literal. Usual: 1 to 8, as on your sampler."
+    denoise = (
+        "How much of the latent all runs replace. Lower keeps more of it. Usual: 1, or less for a picture's latent."
+    )
+    latent = "The latent to denoise. Of a batch or a video all pictures are measured."
+    return [
+        io.Int.Input("seed", default=0, min=0, max=2**64 - 1, control_after_generate=True, tooltip=seed),
+        io.Int.Input("steps", default=20, min=1, max=10000, tooltip=steps),
+        io.Float.Input("cfg", default=8.0, min=0.0, max=100.0, step=0.1, round=0.01, tooltip=cfg),
+        io.Combo.Input("sampler_name", options=list(SAMPLERS), tooltip="The sampler of all runs. Usual: 'euler'."),
+        io.Combo.Input("scheduler", options=list(SCHEDULERS), tooltip="The schedule of all runs. Usual: 'simple'."),
+        io.Conditioning.Input("positive", tooltip="The prompt."),
+        io.Conditioning.Input("negative", tooltip="The negative prompt."),
+        io.Latent.Input("latent_image", tooltip=latent),
+        io.Float.Input("denoise", default=1.0, min=0.01, max=1.0, step=0.01, tooltip=denoise),
+    ]
+
+
+def _check(model: Any, models: Sequence[Any]) -> None:
+    if not models:
+        raise ValueError(NOTHING_TO_COMPARE)
+    active = [strategy.title for strategy in strategies_of(model) if not strategy.is_off]
+    if active:
+        raise ValueError(ALREADY_CACHED.format(" and ".join(active)))
+
+
+def _compare(model: Any, models: Sequence[Any], steps: int, settings: Settings, vae: Any) -> SideBySide:
+    """Sample everything, then decode everything: a VAE in between might push a model off the device."""
+    rounds = Rounds(model, settings, expected=1 + steps + len(models) * (2 * steps - 1))
+    rounds.load([model, *models], steps)
+    reference = rounds.run(model, steps)
+    of_caches = [_cached_run(rounds, other, steps) for other in models]
+    counts = [max(1, round(steps * run.seconds / reference.seconds)) for run, _ in of_caches]
+    wanted = sorted({count for count in counts if count < steps})
+    rounds.expect(sum(wanted))
+    fewer = {count: rounds.run(model, count) for count in wanted}
+
+    def sampled(run: Run, name: str, settings: str, steps: int, share: float | None, note: str = "") -> Sampled:
+        return Sampled(name, settings, steps, run.seconds, share, decoded(vae, run.samples), note)
+
+    uncached = sampled(reference, "Uncached", "", steps, 1.0)
+    cached = [
+        sampled(run, *_words_of(other), steps, *_told_by(report, other, model)).judged(uncached)
+        for other, (run, report) in zip(models, of_caches)
+    ]
+    twins = {
+        count: sampled(run, FEWER_STEPS, "", count, count / steps).judged(uncached) for count, run in fewer.items()
+    }
+    shown = len(uncached.pictures) // 2 if is_video(reference.samples) else 0
+    return SideBySide(uncached, cached, [twins.get(count) for count in counts], shown)
+
+
+def _cached_run(rounds: Rounds, model: Any, steps: int) -> tuple[Run, dict[str, Any] | None]:
+    """A run and its report, looked up at once: another run might make the same latent."""
+    run = rounds.run(model, steps)
+    return run, runs.run_of(run.samples).report if strategies_of(model) else None
+
+
+def _words_of(model: Any) -> tuple[str, str]:
+    return described(strategies_of(model)) if strategies_of(model) else ("No Refrain cache", "")
+
+
+def _told_by(report: dict[str, Any] | None, model: Any, uncached: Any) -> tuple[float | None, str]:
+    """What a run computed, by its own report, and what there is to say of it."""
+    notes = [] if have_the_same_weights(model, uncached) else [OTHER_WEIGHTS]
+    if report is None:
+        return None, "; ".join([NO_CACHE, *notes])
+    totals = report["totals"]
+    nothing_reused = [] if totals["reused"] + totals["forecast"] else [report["summary"]]
+    return totals["computed_share"], "; ".join([*nothing_reused, *notes, *report["notes"]])
+
+
+def _of_how_many(pictures: int, is_video: bool) -> str:
+    if pictures == 1:
+        return ""
+    return f", of all {pictures} " + ("frames; the middle one is shown" if is_video else "pictures; the first is shown")
+
+
+def _as_image(sheet: Any) -> torch.Tensor:
+    """A Pillow image as ComfyUI's IMAGE: (1, height, width, 3) in 0..1."""
+    pixels = torch.frombuffer(bytearray(sheet.tobytes()), dtype=torch.uint8)
+    return pixels.reshape(1, sheet.height, sheet.width, 3) / 255

@@ -1,0 +1,60 @@
+"""Cache Preset: a strategy and its settings for the model at hand, and on whose word."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..cache_core.adapters.comfyui import strategies_of
+from ..cache_core.adapters.comfyui.families import class_of, family_of
+from ..cache_core.presets import BALANCED, QUALITIES, TOO_FEW_STEPS, choose
+from .compat import schema
+from .inputs import check_inputs
+from .settings_node import apply, settings_output
+
+
+class CachePreset(io.ComfyNode):
+    """A model with the cache that is known to suit it, or a cautious one."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="RefrainCachePreset",
+            display_name="Cache Preset",
+            description="Chooses a cache and its settings by the kind of model and the number of steps, and says why: "
+            "measured here, published by others, or a cautious choice. Connect it last, right before the sampler.",
+            inputs=[
+                io.Model.Input("model", tooltip="The model to make faster, after LoRAs and other patches."),
+                io.Combo.Input(
+                    "quality",
+                    options=list(QUALITIES),
+                    default=BALANCED,
+                    tooltip="What you wish for: 'visually identical' is the most careful preset, 'fast' the boldest, "
+                    "'balanced' in between. How near it comes is in the words it gives. Usual: 'balanced'.",
+                ),
+                io.Int.Input(
+                    "steps",
+                    default=20,
+                    min=1,
+                    max=10000,
+                    tooltip=f"The steps of the sampler. Higher leaves more to reuse; up to {TOO_FEW_STEPS} there is "
+                    "nothing, and the model is left as it is. Usual: 20 to 50.",
+                ),
+            ],
+            outputs=[
+                io.Model.Output(display_name="model", tooltip="The same model, sampling with the chosen cache."),
+                settings_output(),
+                io.String.Output(display_name="choice", tooltip="What was chosen, and why."),
+            ],
+            hidden=[io.Hidden.unique_id],
+            not_idempotent=True,  # or two nodes with the same inputs would share one id
+            search_aliases=["preset", "auto cache", "TeaCache", "FBCache", "cache", "Refrain"],
+        )
+
+    @classmethod
+    def execute(cls, model: Any, quality: str, steps: int) -> io.NodeOutput:
+        check_inputs(cls, model=model, quality=quality, steps=steps)
+        choice = choose(family_of(model), quality, steps, class_of(model))
+        cached = apply(model, [choice.strategy] if choice.strategy else [], cls.hidden.unique_id)
+        return io.NodeOutput(cached, strategies_of(cached), choice.words, ui={"text": [choice.words]})

@@ -1,0 +1,38 @@
+// What these scripts need of ComfyUI's frontend. For `make lint-web` only.
+
+interface GraphNode {
+  comfyClass: string;
+  constructor: { nodeData?: { name: string; input: { hidden?: Record<string, unknown> }; output: string[] } };
+  size: [number, number];
+  subgraph?: Graph;
+  setSize(size: [number, number]): void;
+  computeSize(): [number, number];
+  onExecuted?: (output: any) => void;
+  addDOMWidget(name: string, type: string, element: Element, options: object): { serialize: boolean };
+}
+
+interface Graph {
+  id: string;
+  rootGraph?: Graph;
+  getNodeById(id: string): GraphNode | null;
+}
+
+interface App {
+  graph?: Graph;
+  rootGraph?: Graph;
+  extensionManager?: { setting?: { get(id: string): unknown } };
+  registerExtension(extension: { name: string; nodeCreated?(node: GraphNode): void }): void;
+}
+
+interface Api {
+  fetchApi(path: string): Promise<Response>;
+  addEventListener(name: string, listener: (event: CustomEvent<any>) => void): void;
+}
+
+declare module "*/scripts/app.js" {
+  export const app: App;
+}
+
+declare module "*/scripts/api.js" {
+  export const api: Api;
+}

@@ -1,0 +1,59 @@
+import { app } from "../../../scripts/app.js";
+import { html } from "./element.js";
+import { headline } from "./format.js";
+import { showRuns } from "./runs.js";
+import { Strip } from "./strip.js";
+import { say } from "./words.js";
+
+/** @typedef {import("./types.js").Run} Run */
+
+const HEIGHT = 104;
+const WIDTH = 360; // of a new node, so that the line fits
+
+/** The live strip of a cache node. */
+class Timeline {
+  part = /** @type {const} */ ("timeline");
+  /** @type {Run | null} */
+  run = null;
+  strip = new Strip();
+  headline = html("div", { class: "refrain-headline" }, say("waiting"));
+  root = html(
+    "div",
+    { class: "refrain refrain-timeline", role: "group", "aria-label": say("timeline"), "data-state": "empty" },
+    this.headline,
+    this.strip.lanes,
+    this.strip.line,
+  );
+
+  /** @param {Run} run */
+  show(run) {
+    this.run = run;
+    const { state, totals } = run.report;
+    const said = headline(run.report) + (state === "stopped" ? ` · ${say("stopped")}` : "");
+    this.headline.textContent = this.headline.title = said;
+    this.strip.show(run.report, said);
+    Object.assign(this.root.dataset, { state, run: run.id, calls: totals.calls, computed: totals.computed });
+    Object.assign(this.root.dataset, { reused: totals.reused, forecast: totals.forecast });
+  }
+
+  /** The last prompt needed no sampling: its samples are those of this run. @param {Run} run */
+  showEarlier(run) {
+    this.show(run);
+    this.root.dataset.state = "earlier";
+    this.headline.textContent = this.headline.title = `${say("earlier")} · ${headline(run.report)}`;
+  }
+}
+
+app.registerExtension({
+  name: "Refrain.Timeline",
+  nodeCreated(node) {
+    const { name, input, output } = node.constructor.nodeData ?? {};
+    if (!name?.startsWith("Refrain") || !input?.hidden?.unique_id || !output?.includes("MODEL")) return;
+    const view = new Timeline();
+    const sizes = { getMinHeight: () => HEIGHT, getMaxHeight: () => HEIGHT };
+    const widget = node.addDOMWidget("refrain_timeline", "REFRAIN_TIMELINE", view.root, { serialize: false, ...sizes });
+    widget.serialize = false; // neither in the prompt (above) nor in the saved workflow
+    node.setSize([Math.max(node.size[0], WIDTH), node.computeSize()[1]]); // a loaded workflow's own size comes after this
+    showRuns(node, view);
+  },
+});

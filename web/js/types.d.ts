@@ -1,0 +1,61 @@
+// What these scripts get from Refrain's server (nodes/runs.py). For `make lint-web` only.
+
+export type Action = "computed" | "reused" | "forecast";
+
+export interface Call {
+  step: number | null; // counted from 0; null while it is still on the device, as are sigma and seconds
+  sigma: number | null;
+  evaluation: number; // counted from 1
+  branches: string[];
+  action: Action;
+  strategy: string;
+  reason: string;
+  measure: number | null;
+  threshold: number | null;
+  computed_share: number;
+  seconds: number | null;
+}
+
+export interface Totals extends Record<Action, number> {
+  calls: number;
+  branches: Record<string, Record<Action, number>>;
+  computed_share: number;
+  speed_up: number | null;
+  model_seconds: number;
+  seconds: number;
+  bytes_held: number;
+}
+
+export interface Report {
+  summary: string;
+  state: "running" | "finished" | "stopped";
+  steps: number;
+  totals: Totals;
+  measures: {
+    threshold: number;
+    evaluations: number;
+    quantiles: { percent: number; value: number; reuses: number }[];
+  } | null;
+  warnings: string[];
+  notes: string[];
+  calls: Call[];
+}
+
+export interface Run {
+  id: string;
+  began: number;
+  prompt_id: string | null;
+  workflow: string | null;
+  sampler: string | null;
+  nodes: string[];
+  shown_by: string[];
+  first: number; // number in the run of the first of `report.calls`
+  report: Report;
+}
+
+export interface View {
+  part: "timeline" | "report";
+  run: Run | null;
+  show(run: Run): void;
+  showEarlier(run: Run): void;
+}
