@@ -1,0 +1,105 @@
+"""`python benchmarks/help_pictures.py`: the pictures on help pages, made through ComfyUI's queue."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy
+import torch
+from PIL import Image
+
+from cache_core.demo import PROMPTS
+from cache_core.demo.server import Server
+from cache_core.demo.workflows import node_id, set_inputs, workflow
+from cache_core.quality import psnr
+from cache_core.sheet import Label, draw
+
+HELP = Path(__file__).resolve().parents[1] / "web" / "docs"
+SHOWN = PROMPTS[:3]
+NEGATIVE_ONLY = {"spatial_attention_block_skip_range": 1}
+PAGES = {  # node: (workflow, what its share is of, rows of (name, settings))
+    "RefrainFirstBlockCache": (
+        "first_block_cache",
+        "blocks",
+        [
+            ("Careful", {"residual_diff_threshold": 0.08}),
+            ("Balanced", {"residual_diff_threshold": 0.12}),
+            ("Far", {"residual_diff_threshold": 0.8}),
+        ],
+    ),
+    "RefrainTaylorSeerCache": (
+        "taylorseer",
+        "blocks",
+        [
+            ("Careful", {"cache_interval": 2}),
+            ("Balanced", {"cache_interval": 3}),
+            ("Too far", {"cache_interval": 8}),
+        ],
+    ),
+    "RefrainPyramidAttentionBroadcast": (
+        "pyramid_attention_broadcast",
+        "attention",
+        [
+            ("Usual", {"spatial_attention_block_skip_range": 2}),
+            ("Far", {"spatial_attention_block_skip_range": 4}),
+            ("Too far", {"spatial_attention_block_skip_range": 10}),
+        ],
+    ),
+    "RefrainFasterCache": (
+        "faster_cache",
+        "negative prompts",
+        [
+            ("Careful", {"unconditional_batch_skip_range": 2, **NEGATIVE_ONLY}),
+            ("Default", {"unconditional_batch_skip_range": 5, **NEGATIVE_ONLY}),
+            ("Too far", {"unconditional_batch_skip_range": 20, **NEGATIVE_ONLY}),
+        ],
+    ),
+}
+
+
+def main() -> None:
+    """Write all of them."""
+    with Server() as server:
+        uncached = [_picture(server, "uncached", number)[0] for number in range(len(SHOWN))]
+        for node, (name, whole, rows) in PAGES.items():
+            labels, pictures = [Label("Uncached", "20 steps, cfg 3", "the reference")], [torch.stack(uncached)]
+            for title, settings in rows:
+                made = [_picture(server, name, number, node, settings) for number in range(len(SHOWN))]
+                share = sum(_share(report, whole) for _, report in made) / len(made)
+                closeness = median(psnr(picture, reference) for (picture, _), reference in zip(made, uncached))
+                setting = "{} {}".format(*next(iter(settings.items())))
+                labels.append(Label(title, setting, f"{share:.0%} of {whole} computed, {closeness:.1f} dB"))
+                pictures.append(torch.stack([picture for picture, _ in made]))
+            _save(draw("The same pictures, with less computed", labels, SHOWN, pictures), node, "cached")
+    label = Label("The demo model", "64 x 64, enlarged", "")
+    _save(draw("What it draws", [label], SHOWN, [torch.stack(uncached)]), "RefrainLoadDemo", "pictures")
+
+
+def _picture(server: Server, name: str, number: int, node: str = "", settings: dict[str, Any] | None = None) -> tuple:
+    """Picture (3, 64, 64) in 0..1 of a prompt, and its report."""
+    graph = set_inputs(workflow(name), "KSampler", seed=number)
+    graph = set_inputs(graph, "ImageScale", width=64, height=64)  # as it was made
+    graph = set_inputs(graph, node, **settings) if settings else graph
+    graph[graph[node_id(graph, "KSampler")]["inputs"]["positive"][0]]["inputs"]["text"] = SHOWN[number]
+    outputs = server.run(graph)["outputs"]
+    (image,) = outputs[node_id(graph, "PreviewImage")]["images"]
+    pixels = numpy.asarray(Image.open(io.BytesIO(server.picture(image))).convert("RGB"), dtype=numpy.float32)
+    (report,) = outputs[node_id(graph, "RefrainCacheReport")]["refrain_report"] if node else (None,)
+    return torch.from_numpy(pixels / 255).permute(2, 0, 1), report
+
+
+def _share(report: dict[str, Any], whole: str) -> float:
+    if whole != "negative prompts":
+        return report["totals"]["computed_share"]
+    return report["totals"]["branches"]["negative"]["computed"] / report["steps"]
+
+
+def _save(sheet: Image.Image, node: str, name: str) -> None:
+    sheet.save(HELP / node / f"{name}.jpg", quality=85, optimize=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,180 @@
+"""`python examples/make_workflows.py`: each of examples/api/ as a workflow for the template browser, and a card.
+
+Needs Pillow and a ComfyUI, which is asked for the order of its nodes' widgets.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+
+WORKFLOWS = HERE.parent / "example_workflows"
+WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", "COMFY_DYNAMICCOMBO_V3")
+COLUMN, GAP, ROW = 380, 50, 26  # pixels
+
+
+def main() -> None:
+    """Write all of them."""
+    from cards import card
+
+    from cache_core.demo.server import Server
+
+    models = json.loads((HERE / "about" / "models.json").read_text(encoding="utf-8"))
+    notes = json.loads((HERE / "about" / "notes.json").read_text(encoding="utf-8"))
+    with Server() as server:
+        info = server.get("/object_info")
+    for file in sorted((HERE / "api").glob("*.json")):
+        prompt = json.loads(file.read_text(encoding="utf-8"))
+        made = workflow(prompt, info, models, notes[file.stem])
+        (WORKFLOWS / file.name).write_text(_text(made), encoding="utf-8")
+        card(notes[file.stem]).save(WORKFLOWS / f"{file.stem}.jpg", quality=90, optimize=True)
+        print(file.stem)
+
+
+def workflow(prompt: dict[str, Any], info: dict[str, Any], models: dict[str, Any], note: dict[str, Any]) -> dict:
+    """A prompt (API format) as a workflow (what ComfyUI saves): placed in columns from left to right, with a note."""
+    links = _links(prompt, info)
+    places = _places(prompt, info)
+    nodes = [
+        _node(int(number), places[number], node, info[node["class_type"]], links, models)
+        for number, node in prompt.items()
+    ]
+    nodes.append(_note(len(prompt) + 1, note, prompt, models))
+    for order, node in enumerate(nodes):
+        node["order"] = order
+    return {
+        "last_node_id": len(nodes),
+        "last_link_id": len(links),
+        "nodes": nodes,
+        "links": links,
+        "groups": [],
+        "config": {},
+        "extra": {},
+        "version": 0.4,
+    }
+
+
+def inputs_of(info: dict[str, Any]) -> dict[str, list]:
+    """A node's inputs in the order of its widgets: name: [type, settings]."""
+    return {**info["input"].get("required", {}), **info["input"].get("optional", {})}
+
+
+def is_link(kind: Any) -> bool:
+    """Whether an input of this type is connected, not typed in."""
+    return isinstance(kind, str) and kind not in WIDGETS
+
+
+def _links(prompt: dict[str, Any], info: dict[str, Any]) -> list[list]:
+    """[id, from node, from slot, to node, to slot, type] of each."""
+    links: list[list] = []
+    for number, node in prompt.items():
+        sockets = [name for name, (kind, *_) in inputs_of(info[node["class_type"]]).items() if is_link(kind)]
+        for slot, name in enumerate(name for name in sockets if name in node["inputs"]):
+            source, output = node["inputs"][name]
+            kind = info[prompt[source]["class_type"]]["output"][output]
+            links.append([len(links) + 1, int(source), output, int(number), slot, kind])
+    return links
+
+
+def _places(prompt: dict[str, Any], info: dict[str, Any]) -> dict[str, tuple[list[int], list[int]]]:
+    """Position and size of each node: the column is how many nodes come before it."""
+
+    def column(number: str) -> int:
+        sources = [value[0] for value in prompt[number]["inputs"].values() if isinstance(value, list)]
+        return 1 + max(map(column, sources), default=0)
+
+    places, bottoms = {}, {}
+    for number, node in prompt.items():
+        at = column(number)
+        top = bottoms.get(at, 60)
+        height = _height(node, info[node["class_type"]])
+        places[number] = ([at * (COLUMN + GAP) + GAP, top], [COLUMN, height])
+        bottoms[at] = top + height + 70
+    return places
+
+
+def _height(node: dict[str, Any], info: dict[str, Any]) -> int:
+    if node["class_type"] in ("RefrainCacheReport", "SaveImage", "SaveVideo"):
+        return 420
+    sockets = sum(isinstance(value, list) for value in node["inputs"].values())
+    typed = len(node["inputs"]) - sockets
+    text = 110 if node["class_type"] == "CLIPTextEncode" else 0
+    return 20 + ROW * (max(sockets, len(info["output"])) + typed) + text
+
+
+def _node(number: int, place: tuple, node: dict[str, Any], info: dict, links: list[list], models: dict) -> dict:
+    sockets = [name for name, (kind, *_) in inputs_of(info).items() if is_link(kind) and name in node["inputs"]]
+    entering = {link[4]: link[0] for link in links if link[3] == number}
+    leaving = [[link[0] for link in links if link[1] == number and link[2] == at] for at in range(len(info["output"]))]
+    kinds = inputs_of(info)
+    files = [value for value in node["inputs"].values() if isinstance(value, str) and value in models]
+    properties: dict[str, Any] = {"Node name for S&R": node["class_type"]}
+    if files:
+        properties["models"] = [{"name": file, **models[file]} for file in files]
+    return {
+        "id": number,
+        "type": node["class_type"],
+        "pos": place[0],
+        "size": place[1],
+        "flags": {},
+        "order": 0,
+        "mode": 0,
+        "inputs": [{"name": name, "type": kinds[name][0], "link": entering[at]} for at, name in enumerate(sockets)],
+        "outputs": [
+            {"name": name, "type": kind, "slot_index": at, "links": leaving[at]}
+            for at, (name, kind) in enumerate(zip(info["output_name"], info["output"], strict=True))
+        ],
+        "title": node["_meta"]["title"],
+        "properties": properties,
+        "widgets_values": _typed(node["inputs"], kinds),
+    }
+
+
+def _typed(inputs: dict[str, Any], kinds: dict[str, list]) -> list[Any]:
+    values: list[Any] = []
+    for name, (kind, *settings) in kinds.items():
+        if is_link(kind) or name not in inputs:
+            continue
+        values.append(inputs[name])
+        if settings and settings[0].get("control_after_generate"):
+            values.append("fixed")  # the widget that changes the seed after a run
+    return values
+
+
+def _note(number: int, note: dict[str, Any], prompt: dict[str, Any], models: dict[str, Any]) -> dict:
+    used = [value for node in prompt.values() for value in node["inputs"].values() if str(value) in models]
+    files = "\n".join(f"- `models/{models[file]['directory']}/`[{file}]({models[file]['url']})" for file in used)
+    text = f"## {note['title']}\n\n{note['text']}\n\n### Files\n\n{files}\n"
+    return {
+        "id": number,
+        "type": "MarkdownNote",
+        "pos": [GAP, 60],
+        "size": [COLUMN, 620],
+        "flags": {},
+        "order": 0,
+        "mode": 0,
+        "inputs": [],
+        "outputs": [],
+        "title": "Read me",
+        "properties": {},
+        "widgets_values": [text],
+        "color": "#432",
+        "bgcolor": "#653",
+    }
+
+
+def _text(made: dict[str, Any]) -> str:
+    """JSON with short lists on one line, so that people can read and compare it."""
+    text = json.dumps(made, indent=2, ensure_ascii=False)
+    short = re.compile(r"\[\s+((?:(?:-?[\d.]+|\"[^\"\n]*\"|true|false|null),?\s+)+)\]")
+    return short.sub(lambda found: "[" + ", ".join(re.split(r",\s+", found[1].strip())) + "]", text) + "\n"
+
+
+if __name__ == "__main__":
+    main()
