@@ -4,6 +4,7 @@ import importlib.util
 import os
 import random
 import sys
+from collections import Counter
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,9 +26,13 @@ def _register(name: str, folder: Path) -> None:
 
 def pytest_addoption(parser):
     parser.addoption("--write-models", action="store_true", help="write docs/models.md from what the zoo run measured")
+    parser.addoption(
+        "--write-words", action="store_true", help="write locales/en, node_list.json and web/docs/<node>.md"
+    )
 
 
 def pytest_configure(config):
+    config.addinivalue_line("markers", "long: takes minutes; `make test-long` runs it")
     config.addinivalue_line("markers", "slow: a model that can't be made tiny")
     config.addinivalue_line("markers", "xdist_group(name): tests that run in one process, one after the other")
 
@@ -53,6 +58,30 @@ def comfy():
     import comfy.utils
 
     return comfy
+
+
+@pytest.fixture(scope="session")
+def server():
+    """A private ComfyUI with this pack, asked over HTTP."""
+    from cache_core.demo import server as comfyui
+
+    if comfyui.find_comfyui() is None:
+        pytest.skip("no ComfyUI: set COMFYUI_PATH and COMFYUI_PYTHON")
+    with comfyui.Server() as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def oldest():
+    """The oldest ComfyUI we support. The environment of the newest runs it."""
+    from cache_core.demo import server as comfyui
+
+    folder = Path(os.environ.get("COMFYUI_OLDEST") or Path.home() / "comfy" / "ComfyUI-0.8.0")
+    found = comfyui.find_comfyui()
+    if found is None or not (folder / "main.py").is_file():
+        pytest.skip(f"no ComfyUI 0.8.0 in {folder}: set COMFYUI_OLDEST to its folder")
+    with comfyui.Server(folder, found[1]) as running:
+        yield running
 
 
 @pytest.fixture(scope="session")
@@ -91,8 +120,72 @@ def scenes():
     return first
 
 
+@pytest.fixture(scope="session")
+def probed():
+    """A private ComfyUI with this pack and the nodes of probe_nodes.py in it."""
+    from cache_core.demo import server
+
+    if server.find_comfyui() is None:
+        pytest.skip("no ComfyUI: set COMFYUI_PATH and COMFYUI_PYTHON")
+    files = {"custom_nodes/probe_nodes.py": Path(__file__).with_name("probe_nodes.py")}
+    with server.Server(environment={"OMP_NUM_THREADS": "1"}, files=files) as running:
+        yield running
+        assert "in outer_sample" not in running.log and "in apply_model" not in running.log  # nothing failed so late
+
+
 @pytest.fixture
 def reports():
     """Reports of cached runs: pass `reports.add` as `on_report`, then read `reports.all`."""
     collected = []
     return SimpleNamespace(all=collected, add=lambda report, latent: collected.append(report))
+
+
+@pytest.fixture
+def cached(comfy, reports):
+    """A MODEL with a cache, which reports."""
+    from cache_core.adapters.comfyui import with_cache
+
+    return lambda model, strategy: with_cache(model, strategy, on_report=reports.add)
+
+
+@pytest.fixture
+def witnessed():
+    """A clone that checks each model call: what is reused must be what was computed last for that very branch."""
+    import torch
+    from comfy.patcher_extension import WrappersMP
+
+    handles = []
+
+    def witness(model):
+        ran, seen, clone = Counter(), SimpleNamespace(kept={}, computed=0, replayed=0, wrong=[]), model.clone()
+        turns = Counter()  # of a branch at one sigma: of two areas, the negative prompt is the same entry twice
+        hook = lambda *_: ran.update(["model"])  # noqa: E731
+        handles.append(model.model.diffusion_model.register_forward_hook(hook))
+
+        def watch(executor, x, t, c_concat, c_crossattn, control, options, **conds):
+            ran.clear()
+            output = executor(x, t, c_concat, c_crossattn, control, options, **conds)
+            hooks = executor.class_obj.current_patcher.current_hooks
+            strengths = [hook.strength for hook in hooks.hooks] if hooks else []
+            window = options.get("context_window")
+            frames = tuple(window.index_list) if window else None
+            for uuid, row in zip(options["uuids"], output.chunk(len(options["uuids"])), strict=True):
+                given = (strengths, control is not None, x.shape[1:])
+                turns[t[0].item(), uuid, frames] += 1
+                branch = (uuid, frames, turns[t[0].item(), uuid, frames])
+                if ran:
+                    seen.kept[branch] = (given, row.clone())
+                    seen.computed += 1
+                    continue
+                seen.replayed += 1
+                known = seen.kept.get(branch)
+                if known is None or known[0] != given or not torch.equal(known[1], row):
+                    seen.wrong.append((branch, given))
+            return output
+
+        clone.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "witness", watch)
+        return clone, seen
+
+    yield witness
+    for handle in handles:
+        handle.remove()

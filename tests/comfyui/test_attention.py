@@ -62,13 +62,6 @@ def sample_wan(comfy, wan):
 
 
 @pytest.fixture
-def cached(comfy, reports):
-    from cache_core.adapters.comfyui import with_cache
-
-    return lambda model, strategy: with_cache(model, strategy, on_report=reports.add)
-
-
-@pytest.fixture
 def wan_runs(wan, monkeypatch):
     """Rows computed by each kind of module of the tiny Wan, counted in the modules' own classes."""
     rows = Counter()

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import re
 import urllib.error
-from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -68,32 +66,25 @@ INPUTS = {  # name: (default, minimum, maximum) or (default, choices); saved wor
         "high_frequency_weight_update_start": (-1, -1, 1001),
         "high_frequency_weight_update_end": (301, -1, 1001),
     },
+    "RefrainCachePreset": {
+        "quality": ("balanced", ["visually identical", "balanced", "fast"]),
+        "steps": (20, 1, 10000),
+    },
+    "RefrainApplySettings": {},
     "RefrainLoadDemo": {},
     "RefrainCacheReport": {},
 }
-LINKED = {"RefrainLoadDemo": [], "RefrainCacheReport": ["samples"]}  # the others begin with a model
-OUTPUTS = {"RefrainLoadDemo": ["model", "clip", "vae"], "RefrainCacheReport": ["samples", "report"]}
-EXAMPLES = sorted((comfyui.PACK / "example_workflows").glob("*.json"))
-NOTES = {"Note", "MarkdownNote"}  # they exist in the frontend only
-
-
-@pytest.fixture(scope="module")
-def server():
-    if comfyui.find_comfyui() is None:
-        pytest.skip("no ComfyUI: set COMFYUI_PATH and COMFYUI_PYTHON")
-    with comfyui.Server() as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def oldest():
-    """The oldest ComfyUI we support. The environment of the newest runs it."""
-    folder = Path(os.environ.get("COMFYUI_OLDEST") or Path.home() / "comfy" / "ComfyUI-0.8.0")
-    found = comfyui.find_comfyui()
-    if found is None or not (folder / "main.py").is_file():
-        pytest.skip(f"no ComfyUI 0.8.0 in {folder}: set COMFYUI_OLDEST to its folder")
-    with comfyui.Server(folder, found[1]) as running:
-        yield running
+LINKED = {  # the others begin with a model
+    "RefrainLoadDemo": [],
+    "RefrainCacheReport": ["samples"],
+    "RefrainApplySettings": ["model", "settings"],
+}
+OUTPUTS = {  # the others have a model and its settings
+    "RefrainLoadDemo": ["model", "clip", "vae"],
+    "RefrainCacheReport": ["samples", "report", "text"],
+    "RefrainApplySettings": ["model"],
+    "RefrainCachePreset": ["model", "settings", "choice"],
+}
 
 
 def report_in(entry):
@@ -175,7 +166,7 @@ def check_contract(server, node):
     shown = {**info["input"].get("required", {}), **info["input"].get("optional", {})}
 
     assert list(shown) == LINKED.get(node, ["model"]) + list(expected)
-    assert info["output_name"] == OUTPUTS.get(node, ["model"])
+    assert info["output_name"] == OUTPUTS.get(node, ["model", "settings"])
     assert info["category"] == "Refrain"
     for name, (default, *allowed) in expected.items():
         kind, words = shown[name]
@@ -302,38 +293,9 @@ def test_the_log_has_one_summary_for_each_cached_sampling_run(server):
     assert "comfy_entrypoint" not in server.log
 
 
-@pytest.mark.parametrize("file", EXAMPLES, ids=lambda file: file.stem)
-def test_an_example_opens_with_nodes_that_exist_and_queues_as_its_api_twin(server, file):
-    nodes = {str(node["id"]): node for node in json.loads(file.read_text(encoding="utf-8"))["nodes"]}
-    links = {link[0]: [str(link[1]), link[2]] for link in json.loads(file.read_text(encoding="utf-8"))["links"]}
-    info = server.get("/object_info")
-    prompt = {
-        number: {"class_type": node["type"], "inputs": _queued_inputs(node, links, info[node["type"]])}
-        for number, node in nodes.items()
-        if node["type"] not in NOTES
-    }
-
-    twin = workflow(file.stem.removeprefix("refrain_demo_"))
-    assert prompt == {number: {key: node[key] for key in ("class_type", "inputs")} for number, node in twin.items()}
-
-
-def _queued_inputs(node, links, info):
-    """What the frontend would send for this node: its links, and its widgets' values in the order of its inputs."""
-    inputs = {item["name"]: links[item["link"]] for item in node["inputs"]}
-    values = iter(node["widgets_values"])
-    for name in [name for name in info["input"].get("required", {}) if name not in inputs]:
-        inputs[name] = next(values)
-        if name == "seed":
-            assert next(values) == "fixed"  # the widget that changes the seed after a run
-    assert not list(values)
-    return inputs
-
-
-def test_there_is_an_example_for_each_cached_workflow(server):
-    assert sorted(server.get("/workflow_templates")["refrain"]) == sorted(f"refrain_demo_{name}" for name in CACHED)
-
-
-@pytest.mark.parametrize("path", [f"docs/{node}/en.md" for node in INPUTS] + ["js/cache_report.js"])
+@pytest.mark.parametrize(
+    "path", [f"docs/{node}/en.md" for node in INPUTS] + ["js/report.js", "js/timeline.js", "css/refrain.css"]
+)
 def test_the_frontend_gets_help_pages_and_scripts(server, path):
     try:
         assert server.fetch(f"/extensions/refrain/{path}")

@@ -45,13 +45,6 @@ def named(strategies):
 
 
 @pytest.fixture
-def cached(comfy, reports):
-    from cache_core.adapters.comfyui import with_cache
-
-    return lambda model, strategy: with_cache(model, strategy, on_report=reports.add)
-
-
-@pytest.fixture
 def block_counts(demo, monkeypatch):
     """How often each block of the demo model's classes really ran, counted in the classes' own forwards."""
     counts = Counter()
@@ -243,7 +236,7 @@ class Replay(Strategy):
 @pytest.mark.parametrize("probes", [False, True], ids=["whole stack", "behind the first block"])
 @pytest.mark.parametrize("signal", [False, True], ids=["alone", "with a ControlNet's signal"])
 def test_replaying_the_same_inputs_gives_the_same_output(demo, comfy, block_counts, signal, probes):
-    from cache_core.adapters.comfyui.wrappers import KEY, apply_model, begin_evaluation
+    from cache_core.adapters.comfyui.wrappers import CONTROLNET, KEY, apply_model, predict_noise
 
     model = demo.model()
     comfy.model_management.load_models_gpu([model])
@@ -256,13 +249,14 @@ def test_replaying_the_same_inputs_gives_the_same_output(demo, comfy, block_coun
     control = {"input": [draw(1, 16, 256) for _ in range(2)], "output": [draw(1, 16, 256) for _ in range(4)]}
 
     def evaluate():
-        begin_evaluation(lambda *_: None, x, sigma, {"transformer_options": {KEY: run}})
+        predict_noise(lambda *_: x, x, sigma, {"transformer_options": {KEY: run}})
         return model.model.apply_model(x, sigma, **inputs, control=control if signal else None)
 
     computed = evaluate()
     block_counts.clear()
     replayed = evaluate()
     assert sum(block_counts.values()) == probes
+    assert (CONTROLNET in run.report.notes) == signal
     velocity, replayed_velocity = x - computed, x - replayed
     assert ((replayed_velocity - velocity).norm() / velocity.norm()).item() <= 1e-6
 

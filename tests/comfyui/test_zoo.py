@@ -19,8 +19,10 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 from zoo import all_architectures
+from zoo.additions import of_blocks
 from zoo.architecture import is_older
 from zoo.table import Row, rows_in, written
+from zoo.wan import frame_by_frame
 
 from cache_core.forecast import History
 from cache_core.run import CacheRun
@@ -81,6 +83,7 @@ class Sampled:
     report: Any
     blocks: Counter  # runs of each block, by name, counted in the blocks' own classes
     flops: int
+    start: Any  # the latent that sampling began with
     held: list[weakref.ref] = field(default_factory=list)  # tensors that the cache held when it ended
 
 
@@ -130,12 +133,18 @@ class Specimen:
             held.extend(map(weakref.ref, tensors_in([memory.state for memory in run.memories.values()])))
             own(run)
 
+        start = self.architecture.start(denoise)
         self.blocks.clear()
         with pytest.MonkeyPatch.context() as patch, FlopCounterMode(display=False) as counting:
             patch.setattr(CacheRun, "free", free)
-            latent = self.architecture.sample(model, steps, cfg, denoise=denoise)
+            try:
+                latent = self.architecture.sample(model, start, steps, cfg, denoise)
+            except (RuntimeError, ValueError) as error:
+                if strategy is not None or not is_older():
+                    raise
+                pytest.skip(f"this ComfyUI can't sample it so without a cache ({error})")
         report = reports[0] if reports else None
-        return Sampled(latent, report, Counter(self.blocks), counting.get_total_flops(), held)
+        return Sampled(latent, report, Counter(self.blocks), counting.get_total_flops(), start, held)
 
 
 def tensors_in(value: Any) -> list[torch.Tensor]:
@@ -176,7 +185,8 @@ def specimen(request, comfy):
 @pytest.mark.parametrize("strategy", OFF, ids=lambda strategy: type(strategy).__name__)
 @pytest.mark.parametrize("cfg", [1.0, 3.0])
 def test_off_is_off(specimen, strategy, cfg):
-    assert equal(specimen.sampled(strategy, cfg, steps=3).latent, specimen.sampled(None, cfg, steps=3).latent)
+    plain = specimen.sampled(None, cfg, steps=3)
+    assert equal(specimen.sampled(strategy, cfg, steps=3).latent, plain.latent)
 
 
 def test_the_right_lists_of_blocks_are_found(specimen):
@@ -228,13 +238,11 @@ def test_it_reuses(specimen, strategy, cfg):
 
 @by_title
 def test_nothing_stays_behind(specimen, strategy):
-    latent = specimen.architecture.content()
-    before = [part.clone() for part in parts(latent)]
     sampled = specimen.sampled(strategy, 3.0, 0.1)
     gc.collect()
     assert specimen.traces() == specimen.before
     assert not [tensor for tensor in sampled.held if tensor() is not None]
-    assert all(map(torch.equal, parts(latent), before))
+    assert equal(sampled.start, specimen.architecture.content())
 
 
 @dataclass(frozen=True)
@@ -281,6 +289,11 @@ def replayed(specimen: Specimen, model: Any, strategy: Strategy) -> tuple[float,
     return error.item(), Counter(specimen.blocks), reports[0]
 
 
+def additions_of(architecture: Any) -> dict[str, Any]:
+    """All that may flow beside its blocks."""
+    return architecture.additions | of_blocks(architecture)
+
+
 def sigma_scale(model: Any) -> float:
     """What a sigma of 1 is to a flow model, to this model."""
     highest = float(model.get_model_object("model_sampling").sigma_max)
@@ -291,7 +304,7 @@ def sigma_scale(model: Any) -> float:
 def test_a_replayed_step_is_the_computed_step(specimen, probes):
     if not specimen.architecture.chains:
         pytest.skip("no blocks are cached in it")
-    for name, add in ({"alone": lambda model: model} | specimen.architecture.additions).items():
+    for name, add in ({"alone": lambda model: model} | additions_of(specimen.architecture)).items():
         error, ran, report = replayed(specimen, add(specimen.model), Replay(probes=probes))
         assert report.calls[-1].action == "reused", (name, report.notes)
         assert sum(ran.values()) <= 2 * max(1, len(report.calls) // 4), name  # the first block at most, of each call
@@ -299,17 +312,34 @@ def test_a_replayed_step_is_the_computed_step(specimen, probes):
 
 
 def test_what_is_added_beside_the_blocks_keeps_its_effect(specimen):
-    if not specimen.architecture.additions:
+    if not additions_of(specimen.architecture):
         pytest.skip("it takes none")
-    for name, add in specimen.architecture.additions.items():
+    for name, add in additions_of(specimen.architecture).items():
         from cache_core.adapters.comfyui import with_cache
 
-        run = specimen.architecture.sample
-        plain, added = run(specimen.model, STEPS), run(add(specimen.model), STEPS)
-        cached = run(with_cache(add(specimen.model), TaylorSeerCache(cache_interval=2)), STEPS)
+        sample, start = specimen.architecture.sample, specimen.architecture.empty_latent
+        plain, added = specimen.sampled(None).latent, sample(add(specimen.model), start())
+        cached = sample(with_cache(add(specimen.model), TaylorSeerCache(cache_interval=2)), start())
+        if is_older() and equal(plain, added):  # this ComfyUI does not ask for such patches
+            continue
         assert not equal(plain, added), name
         distance = [sum((a - b).norm() for a, b in zip(parts(cached), parts(other))) for other in (added, plain)]
         assert distance[0] < distance[1], name
+
+
+@by_title
+def test_a_model_that_draws_frame_by_frame_is_computed_in_full(comfy, strategy):
+    from cache_core.adapters.comfyui import with_cache
+
+    architecture, reports = next(one for one in all_architectures() if one.name == "Causal Wan"), []
+    if not architecture.is_here:
+        pytest.skip("this ComfyUI does not have it")
+    model = frame_by_frame(architecture.build())
+    cached = with_cache(model, strategy, on_report=lambda report, _: reports.append(report))
+    plain = architecture.sample(model, architecture.empty_latent(), steps=4)
+    assert torch.equal(architecture.sample(cached, architecture.empty_latent(), steps=4), plain)
+    assert reports[0].count("reused", "forecast") == 0
+    assert any("frame by frame" in note for note in reports[0].notes)
 
 
 @pytest.fixture(scope="module", params=params()[::3])
@@ -336,7 +366,7 @@ def test_every_model_file_of_this_comfyui_is_in_the_zoo(comfy):
     modules = set(re.findall(r"unet_model=comfy\.ldm\.([\w.]+)\.\w+", source))
     files = {module.replace(".", "/") + ".py" for module in modules}
     covered = {architecture.covers for architecture in all_architectures()}
-    assert len(files) > 30
+    assert len(files) > (20 if is_older() else 30)
     assert files - covered - set(NO_DENOISERS) == set()
 
 

@@ -47,8 +47,10 @@ def is_inside(name, package):
 
 
 @pytest.mark.parametrize("path", INNER, ids=named)
-def test_the_core_needs_torch_and_the_standard_library_only(path):
-    assert packages(path) - set(sys.stdlib_module_names) <= {"torch", "einops", "safetensors", "cache_core"}
+def test_the_core_needs_torch_and_the_standard_library_and_draws_with_pillow(path):
+    drawing = {"PIL"} if path.name in {"sheet.py", "side_by_side.py"} else set()
+    assert packages(path) - set(sys.stdlib_module_names) - drawing <= {"torch", "einops", "safetensors", "cache_core"}
+    assert "PIL" not in packages(path, top_level_only=True) or path.name == "sheet.py"
 
 
 @pytest.mark.parametrize("path", INNER, ids=named)
@@ -82,7 +84,7 @@ def test_importing_the_diffusers_adapter_does_not_import_diffusers():
 @pytest.mark.parametrize("path", NODES, ids=named)
 def test_nodes_import_relatively_or_comfyui_torch_and_the_standard_library(path):
     ours = {"cache_core", "nodes"}
-    assert packages(path) - set(sys.stdlib_module_names) - ours <= {"comfy_api", "comfy_execution", "torch"}
+    assert packages(path) - set(sys.stdlib_module_names) - ours <= {"aiohttp", "comfy_api", "comfy_execution", "torch"}
     absolute = [node.module for node in ast.walk(tree_of(path)) if isinstance(node, ast.ImportFrom) and not node.level]
     assert not ours & {module.split(".")[0] for module in absolute}
 

@@ -1,65 +1,102 @@
-"""The strategies on CUDA tensors, in bfloat16: they reuse, decide as on the CPU and wait for the device once a call."""
+"""The strategies on CUDA, in bfloat16: they reuse, decide as on the CPU and wait for the device once a call.
+
+Where there is none, what can be tested without one runs on the CPU.
+"""
 
 import warnings
 from dataclasses import dataclass
 
 import pytest
 import torch
-from toy import ReuseAlways, Sampling, Toy, first_latent, relative_error
+from toy import PICTURE, GuidedSampling, ReuseAlways, Toy, first_latent, relative_error, tensors_in
 
 from cache_core import COMPUTE
 from cache_core.features import relative_change
+from cache_core.strategies.faster_cache import FasterCache
 from cache_core.strategies.first_block import FirstBlockCache
+from cache_core.strategies.pyramid_attention import PyramidAttentionBroadcast
 from cache_core.strategies.taylorseer import TaylorSeerCache
 
-pytestmark = [
-    pytest.mark.cuda,
-    pytest.mark.skipif(
-        not torch.cuda.is_available(), reason="no CUDA device: the same code runs on the CPU in the other tests"
-    ),
-]
+cuda = pytest.param(
+    "cuda",
+    marks=[
+        pytest.mark.cuda,
+        pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device: the same tests run on the CPU"),
+    ],
+)
+ALL_ALONG = dict(spatial_attention_timestep_skip_start=-1, spatial_attention_timestep_skip_end=1001)
 STRATEGIES = [
     FirstBlockCache(),
     FirstBlockCache(max_order=0),
     *(TaylorSeerCache(cache_level=level, cache_interval=2) for level in ("output", "model", "block", "module")),
+    PyramidAttentionBroadcast(**ALL_ALONG),
+    FasterCache(**ALL_ALONG, unconditional_batch_skip_range=1),
+    FasterCache(spatial_attention_block_skip_range=1),
+    FasterCache(**ALL_ALONG),
 ]
-on_cuda = pytest.mark.parametrize("strategy", STRATEGIES, ids=lambda s: f"{s.title}-{s.levels[0]}")
 
 
-class OnDevice(Sampling):
-    """Sampling whose sigmas are on the latent's device, as ComfyUI's are."""
+def levels_of(strategy):
+    return [level for level in strategy.levels if strategy.works_at(level)]
 
-    def call(self, latents, sigma, names):
+
+each_strategy = pytest.mark.parametrize("strategy", STRATEGIES, ids=lambda s: "-".join([s.title, *levels_of(s)]))
+on_each_device = pytest.mark.parametrize("device", ["cpu", cuda])
+
+
+class OnDevice(GuidedSampling):
+    """Sampling of pictures whose sigmas are on the latent's device, as ComfyUI's are."""
+
+    def predict(self, latents, index):
         with torch.device(next(iter(latents.values())).device):
-            return super().call(latents, sigma, names)
+            return super().predict(latents, index)
+
+
+def first_picture(device, dtype):
+    return first_latent(tokens=PICTURE[0] * PICTURE[1]).to(device, dtype)
 
 
 def sampled(strategy, device, dtype):
     sampling = OnDevice(Toy().to(device, dtype), (strategy,))
-    return sampling, sampling.sample(first_latent().to(device, dtype))
+    return sampling, sampling.sample(first_picture(device, dtype))
 
 
-@on_cuda
-def test_it_reuses_in_bfloat16(strategy):
-    sampling, latent = sampled(strategy, "cuda", torch.bfloat16)
-    assert latent.dtype is torch.bfloat16
+@each_strategy
+@on_each_device
+def test_it_reuses_in_bfloat16(strategy, device):
+    sampling, latent = sampled(strategy, device, torch.bfloat16)
+    units = ["output" if level == "guidance" else level for level in levels_of(strategy)]
+    everything = sum(2 * 12 * len(sampling.toy.units(level)) for level in units)  # two branches, twelve steps
+    assert latent.dtype is torch.bfloat16 and latent.isfinite().all()
     assert sampling.report.count("reused", "forecast") > 0
-    assert sampling.toy.runs_of(strategy.levels[0]) < 12 * len(sampling.toy.units(strategy.levels[0]))
+    assert sum(map(sampling.toy.rows_of, units)) < everything
 
 
-@on_cuda
-def test_it_decides_as_on_the_cpu(strategy):
-    on_device, latent = sampled(strategy, "cuda", torch.float32)
+@each_strategy
+@on_each_device
+def test_it_decides_as_on_the_cpu(strategy, device):
+    on_device, latent = sampled(strategy, device, torch.float32)
     on_cpu, expected = sampled(strategy, "cpu", torch.float32)
     assert [call.action for call in on_device.report.calls] == [call.action for call in on_cpu.report.calls]
     assert relative_error(latent.cpu(), expected) < 1e-3  # matrix products round otherwise
 
 
-@on_cuda
+@each_strategy
+@on_each_device
+def test_what_it_keeps_stays_on_the_device(strategy, device):
+    sampling = OnDevice(Toy().to(device), (strategy,))
+    for index in range(6):
+        sampling.predict(dict.fromkeys(sampling.branches, first_picture(device, torch.float32)), index)
+    kept = list(tensors_in([memory.state for memory in sampling.run.memories.values()]))
+    assert kept and {tensor.device.type for tensor in kept} == {device}
+
+
+@each_strategy
 @pytest.mark.parametrize("layout", ["joined", "separate"])
-def test_a_model_call_waits_for_the_device_at_most_once(strategy, layout):
-    sampling = OnDevice(Toy().to("cuda", torch.bfloat16), (strategy,), layout=layout)
-    latents = dict.fromkeys(sampling.branches, first_latent().to("cuda", torch.bfloat16))
+@pytest.mark.parametrize("device", [cuda])
+def test_a_model_call_waits_for_the_device_at_most_once(strategy, layout, device):
+    sampling = OnDevice(Toy().to(device, torch.bfloat16), (strategy,), layout=layout)
+    latents = dict.fromkeys(sampling.branches, first_picture(device, torch.bfloat16))
     calls = 1 if layout == "joined" else 2
     waits = [waits_of(sampling, latents, index) / calls for index in range(12)]
     assert max(waits[3:]) <= 1  # the first evaluations allocate and learn
@@ -90,11 +127,13 @@ class LooksAtTheStepFirst(ReuseAlways):
 
 
 @pytest.mark.parametrize("level", ["output", "model", "block"])
-def test_a_step_may_be_read_before_a_measure(level):
-    sampling, _ = sampled(LooksAtTheStepFirst(level), "cuda", torch.float32)
+@on_each_device
+def test_a_step_may_be_read_before_a_measure(level, device):
+    sampling, _ = sampled(LooksAtTheStepFirst(level), device, torch.float32)
     assert sampling.report.count("reused") > 0
 
 
-def test_calls_are_timed_on_the_device():
-    sampling, _ = sampled(FirstBlockCache(), "cuda", torch.float32)
+@on_each_device
+def test_calls_are_timed_on_the_device(device):
+    sampling, _ = sampled(FirstBlockCache(), device, torch.float32)
     assert all(call.seconds > 0 for call in sampling.report.calls)

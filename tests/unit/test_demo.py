@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from cache_core.demo import FLUX_WEIGHTS, LATENT_CODEC, PROMPTS, VAE_WEIGHTS, codec, comparison, sampling, scene, words
-from cache_core.demo.quality import psnr, ssim
+from cache_core.quality import psnr
 
 
 @pytest.fixture(scope="module")
@@ -156,20 +156,7 @@ def test_rendering_is_reproducible(scenes, pictures):
     assert torch.equal(pictures, scene.render(scenes, generator=torch.Generator().manual_seed(0)))
 
 
-def test_psnr_counts_decibels():
-    black = torch.zeros(3, 16, 16)
-    assert psnr(black, black) == math.inf
-    assert psnr(black, black + 0.1) == pytest.approx(20, abs=1e-4)
-
-
-def test_ssim_is_one_only_for_the_same_picture(pictures):
-    pytest.importorskip("skimage", reason="SSIM is scikit-image's; it is needed for comparing only")
-    assert ssim(pictures[0], pictures[0]) == pytest.approx(1)
-    assert ssim(pictures[0], 1 - pictures[0]) < 0.5
-
-
 def test_the_table_starts_with_the_uncached_row(pictures):
-    pytest.importorskip("skimage", reason="the table shows SSIM, which is scikit-image's")
     header, uncached, cached = comparison.table(rows(pictures, pictures)).splitlines()
     assert header.split()[0] == "method"
     assert uncached.startswith("Uncached (20 steps)")

@@ -4,12 +4,18 @@ import json
 import math
 
 import pytest
-from toy import NEGATIVE, POSITIVE, ReuseAlways, Sampling, first_latent, sigmas_of
+from toy import NEGATIVE, PICTURE, POSITIVE, GuidedSampling, ReuseAlways, Sampling, first_latent, sigmas_of
 
 from cache_core import CacheRun, Report, Schedule
 from cache_core.report import CallRecord
+from cache_core.strategies.faster_cache import FasterCache
 from cache_core.strategies.first_block import FirstBlockCache
+from cache_core.strategies.pyramid_attention import PyramidAttentionBroadcast
 from cache_core.strategies.taylorseer import TaylorSeerCache
+
+PAB = PyramidAttentionBroadcast(spatial_attention_timestep_skip_start=-1, spatial_attention_timestep_skip_end=1001)
+ATTENTION_ONLY = FasterCache(unconditional_batch_skip_range=1, spatial_attention_timestep_skip_end=1001)
+GUIDANCE_ONLY = FasterCache(spatial_attention_block_skip_range=1)
 
 
 @pytest.fixture(params=["joined", "separate", "alternating"])
@@ -84,6 +90,31 @@ def test_the_line_says_it_all(sampled):
     assert "of the blocks computed" in line
     assert line.endswith(" held")
     assert "\n" not in line
+
+
+@pytest.mark.parametrize(
+    ("strategies", "work"),
+    [
+        ([FirstBlockCache()], "blocks"),
+        ([TaylorSeerCache()], "blocks"),
+        ([TaylorSeerCache(cache_level="module", cache_interval=2)], "modules"),
+        ([PAB], "attentions"),
+        ([ATTENTION_ONLY], "attentions"),
+        ([FasterCache()], "attentions"),  # those of a prediction that is left out do not run either
+        ([GUIDANCE_ONLY], "predictions"),
+        ([FirstBlockCache(), GUIDANCE_ONLY], "blocks"),
+        ([TaylorSeerCache(cache_interval=2), PAB], "blocks and attentions"),
+        ([FirstBlockCache(residual_diff_threshold=0.0), PAB], "attentions"),
+    ],
+    ids=lambda given: given if isinstance(given, str) else "+".join(strategy.title for strategy in given),
+)
+def test_the_share_is_of_what_the_strategies_cache(toy, strategies, work):
+    sampling = GuidedSampling(toy, tuple(strategies))
+    sampling.sample(first_latent(tokens=PICTURE[0] * PICTURE[1]))
+    report = sampling.report
+    assert report.count("reused", "forecast") > 0
+    assert f"; {report.computed_share:.0%} of the {work} computed," in report.line()
+    assert report.as_dict()["totals"]["work"] == work
 
 
 def test_the_line_says_that_settings_are_off(toy):

@@ -213,6 +213,13 @@ def test_two_evaluations_in_a_step_as_heun_makes_them_are_followed(toy, level):
     assert sampling.report.count("forecast", "reused") > 5
 
 
+def test_an_evaluation_that_another_node_answered_takes_nothing_from_the_branches(toy):
+    sampling = in_mid_run(toy, EverySecondStep())
+    sampling.run.begin_evaluation()  # and no model call
+    sampling.predict(dict.fromkeys(sampling.branches, first_latent()), 5)
+    assert sampling.report.calls[-1].action == "reused"
+
+
 def test_without_begin_evaluation_everything_is_computed(toy):
     run, sigma = CacheRun((ReuseAlways("output"),), Schedule(sigmas_of(4))), torch.ones(1)
     text = torch.zeros(1, 6, 4)

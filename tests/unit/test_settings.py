@@ -44,6 +44,16 @@ def test_a_bad_value_is_an_error_that_teaches(strategy, name, value):
     assert any(word in message for word in ADVICE)
 
 
+@pytest.mark.parametrize(
+    "value", ["often " * 9999, list(range(9999)), 10**400, torch.zeros(99, 99), torch.ones(2).numpy()]
+)
+@pytest.mark.parametrize("name", ["cache_interval", "cache_level"])
+def test_whatever_a_node_hands_on_is_refused_in_few_words(name, value):
+    with pytest.raises(ValueError, match=f"TaylorSeer Cache: {name} is .*(Set|Choose)") as error:
+        TaylorSeerCache(**{name: value})
+    assert len(str(error.value)) < 300
+
+
 @pytest.mark.parametrize(("start", "end"), [(0.6, 0.5), (1.0, 0.0)])
 def test_a_range_the_wrong_way_round_is_an_error(start, end):
     with pytest.raises(ValueError, match=rf"start_percent {start} .*end_percent {end}.*Lower start_percent or raise"):

@@ -196,6 +196,22 @@ def test_a_computed_call_that_runs_a_block_twice_counts_as_computed_in_full():
     assert sampling.report.calls[-1].computed_share == 1
 
 
+@pytest.mark.parametrize(
+    "strategy", [ReuseAlways(), FirstBlockCache(residual_diff_threshold=1.0)], ids=lambda s: s.title
+)
+def test_a_branch_that_always_leaves_the_same_block_out_is_reused(strategy):
+    model = Unruly()
+    sampling = Sampling(model, (strategy,), branches=(POSITIVE,))
+    sampling.call_on(first_latent(), 0)
+    model.order = UNLIKE["skips-one-between"]
+    computed = [sampling.call_on(first_latent() + 0.01 * index, index) for index in (1, 2, 3)][-1]
+    model.runs = 0
+    output = sampling.call_on(first_latent() + 0.031, 4)
+    assert sampling.report.calls[-1].action in ("reused", "forecast")
+    assert relative_error(output, model(first_latent() + 0.031, None, None)) < 0.05
+    assert model.runs and not torch.equal(output, computed)
+
+
 class TwoChains(nn.Module):
     """A first chain that the model may leave out in later calls, as if it had kept the result itself."""
 

@@ -312,7 +312,7 @@ class GuidedSampling(Sampling):
             return [self.picture_of(outputs[name]) if name in outputs else None for name in (POSITIVE, NEGATIVE)]
 
         self.run.begin_evaluation()
-        sigma = torch.tensor([self.sigmas[index]])
+        sigma = torch.full((1,), self.sigmas[index])
         positive, negative = self.run.call_guidance(self.toy, predictions, sigma, NEGATIVE, NEGATIVE)
         return {NEGATIVE: self.tokens_of(negative), POSITIVE: self.tokens_of(positive)}
 

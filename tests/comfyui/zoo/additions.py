@@ -1,11 +1,13 @@
-"""What else may flow beside the blocks of a model: a ControlNet's signal, the patches of other packs."""
+"""What else may flow beside the blocks of a model: a ControlNet's signal, a LoRA, the patches of other packs."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
-from .architecture import Draw
+from cache_core.features import taken_apart
+
+from .architecture import Architecture, Draw
 
 Addition = Callable[[Any], Any]  # of a patcher: a clone that has it
 SIZE = 0.3  # of what is added, beside features near 1
@@ -39,6 +41,57 @@ def patched(name: str) -> Addition:
     def add(patcher: Any) -> Any:
         clone = patcher.clone()
         clone.set_model_patch(lambda given: {**given, "img": given["img"] + SIZE * given["img"].roll(1, dims=1)}, name)
+        return clone
+
+    return add
+
+
+def of_blocks(architecture: Architecture) -> dict[str, Addition]:
+    """What every model takes whose blocks are known: a LoRA, and another pack's patch on a block's own forward."""
+    if not architecture.chains:
+        return {}
+    return {"LoRA": _lora(architecture.chains), "object patch": _patched_forward(architecture.chains[-1])}
+
+
+def _lora(chains: tuple[str, ...]) -> Addition:
+    """A LoRA of rank 2 on all matrices of these lists of blocks, by ComfyUI's own loader."""
+
+    def add(patcher: Any) -> Any:
+        import comfy.sd
+
+        draw, weights = Draw(6), {}
+        for name, weight in patcher.model.diffusion_model.state_dict().items():
+            if (
+                name.startswith(tuple(f"{chain}." for chain in chains))
+                and name.endswith(".weight")
+                and weight.ndim == 2
+            ):
+                key, (rows, columns) = name.removesuffix(".weight"), weight.shape
+                weights[f"diffusion_model.{key}.lora_up.weight"] = SIZE * draw(rows, 2) * rows**-0.5
+                weights[f"diffusion_model.{key}.lora_down.weight"] = draw(2, columns)
+        clone, _ = comfy.sd.load_lora_for_models(patcher, None, weights, 1.0, 0.0)
+        return clone
+
+    return add
+
+
+def _patched_forward(chain: str) -> Addition:
+    """`add_object_patch` on the way the model runs the last block of a list: it adds to what comes out."""
+
+    def add(patcher: Any) -> Any:
+        from cache_core.adapters.comfyui.exceptions import METHODS
+
+        blocks = patcher.model.diffusion_model.get_submodule(chain)
+        name, block = list(blocks.named_children())[-1]
+        method = METHODS.get(type(block).__name__, "forward")
+        own = getattr(block, method)
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            features, structure = taken_apart(own(*args, **kwargs))
+            return structure.filled_with([feature + SIZE * feature.roll(1, dims=-2) for feature in features])
+
+        clone = patcher.clone()
+        clone.add_object_patch(f"diffusion_model.{chain}.{name}.{method}", run)
         return clone
 
     return add

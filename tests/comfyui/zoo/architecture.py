@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .weights import fill
+
 NEWEST = (0, 33)
 TEXT = 7  # tokens of every prompt, unless an architecture needs another number
 
@@ -102,12 +104,15 @@ class Architecture:
         """Positive and negative: other numbers of the same shapes."""
         return self.prompt(Draw(2)), self.prompt(Draw(3))
 
-    def sample(self, model: Any, steps: int = 8, cfg: float = 3.0, denoise: float = 1.0) -> Any:
-        """As the KSampler node samples it: Euler's steps on the simple scheduler, from nothing or from `content`."""
+    def start(self, denoise: float) -> Any:
+        """What sampling begins with: nothing, or something to refine."""
+        return self.empty_latent() if denoise == 1.0 else self.content()
+
+    def sample(self, model: Any, start: Any, steps: int = 8, cfg: float = 3.0, denoise: float = 1.0) -> Any:
+        """As the KSampler node samples it: Euler's steps on the simple scheduler."""
         import comfy.sample
 
         positive, negative = self.prompts()
-        start = self.empty_latent() if denoise == 1.0 else self.content()
         return comfy.sample.sample(
             model, self.noise(), steps, cfg, "euler", "simple", positive, negative, start, denoise=denoise, seed=0
         )
@@ -138,21 +143,3 @@ def _of_shape(shape: tuple, make: Callable[..., Tensor]) -> Any:
     from comfy.nested_tensor import NestedTensor
 
     return NestedTensor([make(*part) for part in shape])
-
-
-def fill(model: nn.Module, seed: int = 0) -> None:
-    """Random weights that let features neither fade nor grow: ComfyUI leaves them uninitialised."""
-    generator = torch.Generator().manual_seed(seed)
-    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        if not tensor.is_floating_point():
-            continue
-        if isinstance(tensor, nn.Parameter) or not torch.isfinite(tensor).all():
-            last = name.rpartition(".")[2]
-            if tensor.ndim >= 2 and last == "weight":
-                tensor.data.normal_(0, 0.8 * tensor[0].numel() ** -0.5, generator=generator)
-            elif tensor.ndim >= 2:  # tables, tokens, raw modulation
-                tensor.data.normal_(0, 0.3, generator=generator)
-            elif last == "bias":
-                tensor.data.normal_(0, 0.1, generator=generator)
-            else:
-                tensor.data.normal_(1, 0.1, generator=generator)

@@ -10,6 +10,7 @@ from torch import nn
 from .additions import controlled, patched
 from .architecture import TEXT, Architecture, Draw
 from .replacing import replaced_blocks
+from .weights import steady
 
 
 def _text(width: int) -> Callable[[Draw], list]:
@@ -73,24 +74,6 @@ PIXELDIT = dict(
     pixel_num_groups=2, patch_depth=4, patch_size=4, txt_embed_dim=48, txt_max_length=16,
 )  # fmt: skip
 PID = {**PIXELDIT, "image_model": "pid", "lq_hidden_dim": 16, "lq_num_res_blocks": 2}
-
-
-def steady(time: str, *gates: str, heard: float = 0.3) -> Callable[[nn.Module], None]:
-    """A `prepare`: the model changes slowly from step to step, as trained ones do, and its blocks count for much.
-
-    Of the timestep's waves only the slowest are `heard` by the layer `time`: they turn less than once in a schedule.
-    Layers with `gates` in their names give numbers near 1, not near 0.1, to what they shift, scale and gate.
-    """
-
-    def prepare(model: nn.Module) -> None:
-        waves = model.get_submodule(time).weight.data.unflatten(1, (2, -1))  # sines and cosines, the fastest first
-        waves[..., : round((1 - heard) * waves.shape[-1])] = 0
-        waves *= heard**-0.5
-        for name, parameter in model.named_parameters():
-            if any(gate in name for gate in gates):
-                parameter.data *= 6
-
-    return prepare
 
 
 def _prepare_sd3(model: nn.Module) -> None:

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from .additions import controlled, patched
 from .architecture import TEXT, Architecture, Draw
-from .pictures import steady
 from .replacing import replaced_blocks
+from .weights import steady
 
 TIME = 150  # HiDream-O1's token that carries the timestep, here in a smaller vocabulary
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .architecture import TEXT, Architecture, Draw
 from .replacing import replaced_blocks
-from .video import set_buffers
+from .weights import set_buffers, steady
 
 ACE = dict(
     audio_model="ace", attention_head_dim=32, num_attention_heads=2, num_layers=8, in_channels=8, out_channels=8,
@@ -276,5 +276,6 @@ ARCHITECTURES = [
         chains=("blocks",),
         attention=("spatial",),
         live=("noise_refiner", "context_refiner"),
+        prepare=steady("t_embedder.mlp.0"),
     ),
 ]

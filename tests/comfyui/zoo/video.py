@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 
 import torch
 from torch import nn
 
 from .architecture import TEXT, Architecture, Draw
 from .replacing import replaced_blocks
+from .weights import set_buffers, steady, with_wide_gates
 
 LTXV = dict(
     image_model="ltxv", num_layers=4, num_attention_heads=2, attention_head_dim=32, cross_attention_dim=64,
@@ -52,26 +52,6 @@ MINIMAX = dict(
     attention_head_dim=32, ffn_hidden_size=128, text_dim=48, time_embed_hidden_size=64, time_embed_dim=32,
     rope_inv_freq_len=4,
 )  # fmt: skip
-
-
-def with_wide_gates(*names: str) -> Callable[[nn.Module], None]:
-    """A `prepare`: the layers of these names give numbers near 1, not near 0.1, to what they shift, scale and gate."""
-
-    def prepare(model: nn.Module) -> None:
-        for name, parameter in model.named_parameters():
-            if any(part in name for part in names):
-                parameter.data *= 6
-
-    return prepare
-
-
-def set_buffers(model: nn.Module) -> None:
-    """A `prepare`: frequencies and biases that ComfyUI takes from the checkpoint are what they are in real ones."""
-    for name, buffer in model.named_buffers():
-        if name.endswith("inv_freq"):
-            buffer.copy_(10000.0 ** -torch.linspace(0, 1, len(buffer)))
-        elif name.endswith("beta"):
-            buffer.zero_()
 
 
 def _prepare_minimax(model: nn.Module) -> None:
@@ -132,6 +112,7 @@ ARCHITECTURES = [
         attention=("spatial", "cross"),
         is_detected=True,
         metadata={"config": json.dumps({"transformer": LTX_AV})},
+        prepare=steady("adaln_single.emb.timestep_embedder.linear_1"),
         additions={"replaced blocks": replaced_blocks(4)},
     ),
     Architecture(
@@ -154,7 +135,7 @@ ARCHITECTURES = [
         chains=("blocks",),
         attention=("spatial",),
         is_detected=True,
-        prepare=with_wide_gates("norm1.linear", "norm2.linear"),
+        prepare=steady("time_embedding_linear_1", "norm1.linear", "norm2.linear"),
     ),
     Architecture(
         name="Mochi",
@@ -165,6 +146,7 @@ ARCHITECTURES = [
         prompt=_mochi_prompt,
         chains=("blocks",),
         attention=("spatial",),
+        prepare=steady("t_embedder.mlp.0"),
         additions={"replaced blocks": replaced_blocks(4)},
     ),
     Architecture(
@@ -178,6 +160,7 @@ ARCHITECTURES = [
         attention=("spatial", "cross"),
         live=("text_transformer_blocks",),
         is_detected=True,
+        prepare=steady("time_embeddings.in_layer"),
     ),
     Architecture(
         name="SeedVR2",

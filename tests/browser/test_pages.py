@@ -1,0 +1,173 @@
+"""What happens to the views when the page changes: reload, renderer, subgraph, tabs, cancel, a prompt already done."""
+
+import uuid
+
+import pytest
+from frontend import REPORT, TIMELINE, example
+from test_timeline import counts, reported, run_of
+
+LONG = 400  # steps: some ten seconds
+
+
+def test_a_reload_brings_strip_and_report_back(frontend, server):
+    frontend.load(example("first_block_cache"))
+    frontend.queue()
+    before = frontend.wait_for(TIMELINE, state="finished")
+    words = frontend.line(TIMELINE)
+
+    frontend.reload()
+
+    after = frontend.wait_for(TIMELINE, state="finished", run=before["run"])
+    assert counts(after) == counts(before) == counts(frontend.wait_for(REPORT, state="finished"))
+    assert frontend.line(TIMELINE) == words
+
+
+def test_a_reload_in_mid_run_goes_on_where_the_run_is(frontend, server):
+    frontend.load(example("taylorseer", steps=LONG))
+    prompt_id = frontend.queue()
+    frontend.wait_for_calls(5)
+
+    frontend.reload()
+
+    frontend.wait_for(TIMELINE, state="running")
+    shown = frontend.wait_for(TIMELINE, state="finished")
+    assert counts(shown) == counts(reported(server, prompt_id)["totals"])
+    assert sum(frontend.cells(TIMELINE).values()) == 2 * LONG
+
+
+def test_a_live_switch_of_the_renderer_keeps_the_strip_running(tab, server):
+    frontend = tab(server).open()
+    frontend.load(example("first_block_cache", steps=LONG))
+    prompt_id = frontend.queue()
+    frontend.wait_for_calls(5)
+
+    for renderer in ("Nodes 2.0", "classic", "Nodes 2.0"):
+        frontend.use(renderer)
+        seen = int(frontend.wait_for(TIMELINE)["calls"])
+        frontend.wait_for_calls(min(seen + 5, LONG))
+
+    shown = frontend.wait_for(TIMELINE, state="finished")
+    assert counts(shown) == counts(reported(server, prompt_id)["totals"])
+    assert sum(frontend.cells(TIMELINE).values()) == 2 * LONG
+
+
+def test_a_node_in_a_subgraph_has_its_strip(frontend, server, renderer):
+    frontend.load(example("first_block_cache"))
+    frontend.page.evaluate(
+        """() => {
+            const nodes = app.graph.nodes.filter((node) => ["RefrainFirstBlockCache", "KSampler"].includes(node.type))
+            app.canvas.setGraph(app.graph.convertToSubgraph(new Set(nodes)).subgraph)
+        }"""
+    )
+
+    prompt_id = frontend.queue()
+
+    shown = frontend.wait_for(TIMELINE, state="finished")
+    run = run_of(server, prompt_id)
+    assert [len(node.split(":")) for node in run["nodes"]] == [2]
+    assert counts(shown) == counts(run["report"]["totals"])
+    frontend.page.evaluate("() => app.canvas.setGraph(app.rootGraph ?? app.graph)")
+    assert counts(frontend.wait_for(REPORT, state="finished")) == counts(shown)
+
+
+def test_only_the_tab_that_queued_shows_the_run(tab, server):
+    one, other = tab(server).open(), tab(server).open()
+    workflow = example("first_block_cache")
+    for frontend in (one, other):
+        frontend.load(workflow)
+
+    one.queue()
+
+    one.wait_for(TIMELINE, state="finished")
+    assert other.numbers(TIMELINE)["state"] == "empty"
+
+
+def test_another_workflow_with_the_same_numbers_stays_empty_and_the_first_comes_back(frontend):
+    frontend.load(example("first_block_cache"))
+    frontend.queue()
+    before = frontend.wait_for(TIMELINE, state="finished")
+    frontend.wait_for(REPORT, state="finished")
+
+    frontend.load(example("first_block_cache"))
+    assert frontend.wait_for(TIMELINE)["state"] == frontend.wait_for(REPORT)["state"] == "empty"
+    frontend.page.evaluate("() => app.extensionManager.command.execute('Workspace.PreviousOpenedWorkflow')")
+
+    frontend.wait_for(TIMELINE, state="finished", run=before["run"])
+    assert counts(frontend.wait_for(REPORT, state="finished")) == counts(before)
+
+
+def test_a_cancelled_run_says_so_with_what_it_did(frontend, server):
+    frontend.load(example("first_block_cache", steps=LONG))
+    prompt_id = frontend.queue()
+    frontend.wait_for_calls(8)
+
+    frontend.page.evaluate("() => app.extensionManager.command.execute('Comfy.Interrupt')")
+
+    shown = frontend.wait_for(TIMELINE, state="stopped")
+    assert 8 <= int(shown["calls"]) < LONG
+    assert counts(shown) == counts(run_of(server, prompt_id)["report"]["totals"])
+    assert frontend.line(TIMELINE).endswith("stopped")
+
+
+def test_a_prompt_that_needs_no_sampling_shows_the_earlier_run_as_such(frontend):
+    frontend.load(example("first_block_cache"))
+    frontend.queue()
+    first = frontend.wait_for(TIMELINE, state="finished")
+
+    frontend.queue()
+
+    assert frontend.wait_for(TIMELINE, state="earlier")["run"] == first["run"]
+    assert frontend.line(TIMELINE).startswith("earlier run")
+
+
+def test_a_workflow_opened_again_shows_the_run_of_its_first_copy_as_earlier(frontend):
+    workflow = example("first_block_cache")
+    frontend.load(workflow)
+    frontend.queue()
+    first = frontend.wait_for(TIMELINE, state="finished")
+    frontend.load(workflow | {"id": str(uuid.uuid4())})
+    assert frontend.wait_for(TIMELINE)["state"] == "empty"
+
+    frontend.queue()
+
+    assert frontend.wait_for(TIMELINE, state="earlier")["run"] == first["run"]
+    assert counts(frontend.wait_for(REPORT, state="finished")) == counts(first)
+
+
+CACHES = [
+    "Apply First Block Cache",
+    "Apply TaylorSeer Cache",
+    "Apply Pyramid Attention Broadcast",
+    "Apply FasterCache",
+    "Cache Preset",
+]
+
+
+@pytest.mark.parametrize("cache", CACHES)
+def test_nodes_added_from_the_search_and_connected_show_their_run(frontend, server, cache):
+    frontend.load(example("first_block_cache"))
+    frontend.page.evaluate(
+        "() => app.graph.nodes.filter((n) => /^Refrain/.test(n.type)).map((n) => app.graph.remove(n))"
+    )
+
+    for title in ("Load Refrain Demo", cache, "Cache Report"):
+        frontend.add_from_search(title)
+    frontend.page.evaluate(
+        """() => {
+            const [demo, cache, report] = app.graph.nodes.slice(-3)
+            const [sampler, decoder, ...texts] = ["KSampler", "VAEDecode", "CLIPTextEncode"].flatMap((type) =>
+                app.graph.nodes.filter((node) => node.type === type))
+            texts.map((text) => demo.connect(1, text, 0))
+            demo.connect(0, cache, 0)
+            cache.connect(0, sampler, 0)
+            sampler.connect(0, report, 0)
+            report.connect(0, decoder, 0)
+            demo.connect(2, decoder, 1)
+        }"""
+    )
+    prompt_id = frontend.queue()
+
+    totals = reported(server, prompt_id)["totals"]
+    assert totals["reused"] + totals["forecast"] > 5
+    assert counts(frontend.wait_for(TIMELINE, state="finished")) == counts(totals)
+    assert counts(frontend.wait_for(REPORT, state="finished")) == counts(totals)

@@ -1,0 +1,305 @@
+"""After a failure: the same prompt again gives what a fresh process gives, and nothing is held."""
+
+from __future__ import annotations
+
+import gc
+import io
+import itertools
+import time
+import weakref
+
+import psutil
+import pytest
+import torch
+from PIL import Image
+
+from cache_core.call import NO_MEMORY
+from cache_core.demo import server as comfyui
+from cache_core.demo.workflows import node_id, set_inputs, workflow
+from cache_core.run import CacheRun
+from cache_core.strategies.faster_cache import FasterCache
+from cache_core.strategies.first_block import FirstBlockCache
+from cache_core.strategies.pyramid_attention import PyramidAttentionBroadcast
+from cache_core.strategies.taylorseer import TaylorSeerCache
+
+PROMPT = "a big red ball at the center on a blue striped background"
+STRATEGIES = [
+    FirstBlockCache(residual_diff_threshold=0.3),
+    TaylorSeerCache(cache_interval=3),
+    TaylorSeerCache(cache_interval=3, cache_level="block"),
+    PyramidAttentionBroadcast(),
+    FasterCache(),
+]
+by_strategy = pytest.mark.parametrize("strategy", STRATEGIES, ids=lambda s: f"{s.title}, {s.levels[0]}")
+OUT_OF_MEMORY = {
+    "on a GPU": lambda: torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+    "on the CPU": lambda: RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+}
+FAILURES = {
+    **{f"out of memory {where}": make for where, make in OUT_OF_MEMORY.items()},
+    "an exception": lambda: ValueError("block three"),
+}
+
+
+@pytest.fixture
+def cached(comfy, reports):
+    from cache_core.adapters.comfyui import with_cache
+
+    return lambda model, strategy: with_cache(model, strategy, on_report=reports.add)
+
+
+@pytest.fixture
+def kept(monkeypatch):
+    """Weak references to all tensors that runs hold when they end."""
+    references, own = [], CacheRun.free
+
+    def free(self):
+        references.extend(map(weakref.ref, tensors_in([memory.state for memory in self.memories.values()])))
+        own(self)
+
+    monkeypatch.setattr(CacheRun, "free", free)
+    return references
+
+
+def tensors_in(value):
+    """All tensors that a state holds."""
+    if isinstance(value, torch.Tensor):
+        return [value]
+    inside = list(value) if isinstance(value, (list, tuple)) else list(getattr(value, "__dict__", {}).values())
+    return [tensor for item in inside for tensor in tensors_in(item)]
+
+
+def failing(monkeypatch, module, run, make):
+    """From now on, when this module runs for the so-manieth time, its class's forward raises what `make` makes."""
+    own, runs = type(module).forward, []
+
+    def forward(self, *args, **kwargs):
+        if self is module:
+            runs.append(1)
+            if len(runs) == run:
+                raise make()
+        return own(self, *args, **kwargs)
+
+    monkeypatch.setattr(type(module), "forward", forward)
+
+
+@by_strategy
+@pytest.mark.parametrize("run", [1, 5], ids=["in the first call", "in mid-run"])
+@pytest.mark.parametrize("failure", FAILURES)
+def test_a_failure_in_block_three_is_raised_and_the_next_run_is_as_ever(
+    demo, cached, kept, monkeypatch, strategy, failure, run
+):  # fmt: skip
+    model, make = cached(demo.model(), strategy), FAILURES[failure]
+    before = demo.sample(model, [PROMPT], steps=12)
+    kept.clear()
+    with monkeypatch.context() as patch:
+        failing(patch, demo.model().model.diffusion_model.single_blocks[0], run, make)
+        with pytest.raises(type(make())) as raised:
+            demo.sample(model, [PROMPT], steps=12)
+    assert type(raised.value) is type(make()) and str(raised.value) == str(make())
+    del raised
+    gc.collect()
+    assert [reference for reference in kept if reference() is not None] == []
+    assert len(kept) >= 1 or run == 1
+    assert torch.equal(demo.sample(model, [PROMPT], steps=12), before)
+
+
+@pytest.mark.parametrize("where", OUT_OF_MEMORY)
+def test_memory_that_runs_out_while_the_plan_is_tested_computes_and_says_so(
+    demo, cached, reports, monkeypatch, where
+):  # fmt: skip
+    plain = demo.sample(demo.model(), [PROMPT], steps=6)
+    with monkeypatch.context() as patch:  # the second time the head runs is the rehearsal's
+        failing(patch, demo.model().model.diffusion_model.final_layer, 2, OUT_OF_MEMORY[where])
+        latent = demo.sample(cached(demo.model(), STRATEGIES[0]), [PROMPT], steps=6)
+    assert torch.equal(latent, plain)
+    assert reports.all[0].count("computed") == 6
+    assert any(NO_MEMORY in note for note in reports.all[0].notes)
+
+
+def test_a_cancel_while_the_plan_is_tested_is_a_cancel(demo, comfy, cached, reports, monkeypatch):
+    cancel = comfy.model_management.InterruptProcessingException
+    with monkeypatch.context() as patch, pytest.raises(cancel):
+        failing(patch, demo.model().model.diffusion_model.final_layer, 2, cancel)
+        demo.sample(cached(demo.model(), STRATEGIES[0]), [PROMPT], steps=6)
+    assert not reports.all
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_from_the_first_nan_on_everything_is_computed(demo, cached, reports, monkeypatch, batch):
+    block = demo.model().model.diffusion_model.double_blocks[0]
+    own, runs = type(block).forward, []
+
+    def forward(self, img, *args, **kwargs):
+        if self is block:
+            runs.append(1)
+            if len(runs) >= 6:
+                img = img.clone()
+                img[-1, 0, 0] = float("nan")  # one number of one picture
+        return own(self, img, *args, **kwargs)
+
+    monkeypatch.setattr(type(block), "forward", forward)
+    strategy = FirstBlockCache(residual_diff_threshold=1.0)
+    latent = demo.sample(cached(demo.model(), strategy), [PROMPT] * batch, steps=12)
+    actions = [call.action for call in reports.all[0].calls]
+    assert {"forecast", "reused"} & set(actions[:5])
+    assert actions[5:] == ["computed"] * 7
+    assert latent[-1].isnan().any() and torch.isfinite(latent[:-1]).all()
+
+
+@by_strategy
+def test_a_model_that_was_unloaded_between_prompts_draws_the_same(demo, comfy, cached, reports, strategy):
+    model = cached(demo.model(), strategy)
+    before = demo.sample(model, [PROMPT], steps=12)
+    comfy.model_management.unload_all_models()
+    comfy.model_management.soft_empty_cache()
+    assert torch.equal(demo.sample(model, [PROMPT], steps=12), before)
+    first, second = reports.all
+    assert first.count("computed") == second.count("computed") < len(first.calls)
+
+
+FAILING_NODE = '''
+import torch
+
+
+class FailInBlockThree:
+    """Block three fails when it runs for the so-manieth time."""
+
+    CATEGORY, FUNCTION, RETURN_TYPES = "test", "patch", ("MODEL",)
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"model": ("MODEL",), "how": (["exception", "out of memory"],), "run": ("INT",)}}
+
+    @classmethod
+    def IS_CHANGED(cls, **inputs):
+        return float("nan")  # counts anew in each prompt
+
+    def patch(self, model, how, run):
+        clone, runs = model.clone(), []
+        block = model.model.diffusion_model.single_blocks[0]
+
+        def forward(*args, **kwargs):
+            runs.append(1)
+            if len(runs) == run:
+                if how == "exception":
+                    raise ValueError("block three")
+                raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
+            return type(block).forward(block, *args, **kwargs)
+
+        clone.add_object_patch("diffusion_model.single_blocks.0.forward", forward)
+        return (clone,)
+
+
+NODE_CLASS_MAPPINGS = {"FailInBlockThree": FailInBlockThree}
+'''
+
+
+class ServerWithFailingNode(comfyui.Server):
+    """A private ComfyUI that also has a node with which a block fails."""
+
+    def _start(self, home):
+        (home / "custom_nodes").mkdir(parents=True)
+        (home / "custom_nodes" / "failing.py").write_text(FAILING_NODE, encoding="utf-8")
+        super()._start(home)
+
+    @property
+    def resident(self):
+        """Bytes of memory of the process."""
+        return psutil.Process(self._process.pid).memory_info().rss
+
+
+def started():
+    if comfyui.find_comfyui() is None:
+        pytest.skip("no ComfyUI: set COMFYUI_PATH and COMFYUI_PYTHON")
+    return ServerWithFailingNode()
+
+
+@pytest.fixture(scope="module")
+def fresh_pictures():
+    """What a process that has drawn nothing before makes of each workflow: the first prompt of a new server."""
+    pictures = {}
+    for name in ("first_block_cache", "taylorseer"):
+        with started() as server:
+            pictures[name] = picture_of(server, workflow(name))
+    return pictures
+
+
+@pytest.fixture(scope="module")
+def server():
+    with started() as running:
+        yield running
+
+
+def picture_of(server, prompt):
+    entry = server.run(prompt)
+    (image,) = [image for output in entry["outputs"].values() for image in output.get("images", [])]
+    return Image.open(io.BytesIO(server.picture(image))).tobytes()
+
+
+_AGAIN = itertools.count(1)
+
+
+def unseen(prompt):
+    """The same for the sampler, in float32, but not for ComfyUI, which would not run a prompt that it has seen."""
+    return set_inputs(prompt, "KSampler", cfg=3.0 + next(_AGAIN) * 1e-10)
+
+
+def interrupted(server, name):
+    """Cancel the prompt as soon as the client hears of step 7 of 20."""
+    slow = set_inputs(unseen(workflow(name)), "EmptySD3LatentImage", batch_size=64)
+    assert slow[node_id(slow, "KSampler")]["inputs"]["steps"] == 20
+
+    def cancel(event):
+        if event["type"] == "progress" and event["data"]["value"] == 7:
+            server.interrupt()
+
+    assert server.follow(server.queue(slow), cancel)["type"] == "execution_interrupted"
+
+
+def failed(how):
+    def fail(server, name):
+        prompt = unseen(workflow(name))
+        sampler = prompt[node_id(prompt, "KSampler")]["inputs"]
+        inputs = {"model": sampler["model"], "how": how, "run": 5}
+        prompt["90"] = {"class_type": "FailInBlockThree", "inputs": inputs}
+        sampler["model"] = ["90", 0]
+        with pytest.raises(comfyui.PromptFailed, match="block three" if how == "exception" else "out of memory"):
+            server.run(prompt)
+
+    return fail
+
+
+def unloaded(server, name):
+    server.run(set_inputs(unseen(workflow(name)), "KSampler", seed=99))
+    server.fetch("/free", b'{"unload_models": true, "free_memory": true}')
+    time.sleep(1.5)  # the queue looks once a second
+
+
+WAYS = {
+    "interrupted at step 7 of 20": interrupted,
+    "an exception in block three": failed("exception"),
+    "out of memory in block three": failed("out of memory"),
+    "unloaded": unloaded,
+}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("name", ["first_block_cache", "taylorseer"])
+def test_after_a_failed_prompt_the_next_draws_what_a_fresh_process_draws(server, fresh_pictures, name, way):
+    WAYS[way](server, name)
+    assert picture_of(server, unseen(workflow(name))) == fresh_pictures[name]
+
+
+@pytest.mark.long
+def test_failed_prompts_hold_no_memory(server):
+    def fail_often(times):
+        for _ in range(times):
+            interrupted(server, "first_block_cache")
+            failed("exception")(server, "first_block_cache")
+
+    fail_often(3)  # what a process allocates once and keeps
+    before = server.resident
+    fail_often(8)
+    assert server.resident - before < 64 * 2**20  # eight interrupted runs of 64 pictures hold 128 MiB of features

@@ -1,0 +1,141 @@
+"""ComfyUI's multi-GPU work units, with two clones of the demo model on the CPU: branches run in threads."""
+
+import gc
+import weakref
+from collections import Counter
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from cache_core.strategies.faster_cache import FasterCache
+from cache_core.strategies.first_block import FirstBlockCache
+from cache_core.strategies.pyramid_attention import PyramidAttentionBroadcast
+from cache_core.strategies.taylorseer import TaylorSeerCache
+
+PROMPT = "a big red ball at the center on a blue striped background"
+STRATEGIES = [
+    FirstBlockCache(residual_diff_threshold=0.3),
+    FirstBlockCache(residual_diff_threshold=0.4, max_order=0),
+    TaylorSeerCache(cache_interval=3),
+    TaylorSeerCache(cache_interval=3, cache_level="model"),
+    TaylorSeerCache(cache_interval=3, cache_level="module"),
+    PyramidAttentionBroadcast(),
+    FasterCache(unconditional_batch_skip_range=3),
+]
+every_strategy = pytest.mark.parametrize(
+    "strategy",
+    [pytest.param(s, marks=[pytest.mark.long] if n > 1 else []) for n, s in enumerate(STRATEGIES)],
+    ids=lambda s: f"{type(s).__name__}-{s.levels[0]}-{getattr(s, 'max_order', 0)}",
+)
+
+
+@pytest.fixture(scope="module")
+def work_units(comfy):
+    return pytest.importorskip("comfy.multigpu", reason="this ComfyUI has no multi-GPU work units")
+
+
+@pytest.fixture(scope="module")
+def clones(work_units):
+    """The demo as MultiGPU Work Units prepare it for two devices, both of which are the CPU."""
+    from cache_core.adapters.comfyui import demo
+
+    model, other = demo.load_model(), demo.load_model()
+    for patcher in (model, other):
+        patcher.model.diffusion_model.to(torch.float32).dtype = torch.float32
+        patcher.model.manual_cast_dtype = None
+    other.load_device, other.is_multigpu_base_clone = torch.device("cpu", 0), True
+    model.set_additional_models("multigpu", [other])
+    networks = [patcher.model.diffusion_model for patcher in (model, other)]
+    return SimpleNamespace(model=model, networks=networks)
+
+
+@pytest.fixture
+def sampled(demo, clones, reports):
+    from cache_core.adapters.comfyui import with_cache
+
+    def sample(strategy, model=clones.model, **options):
+        latent = demo.sample(with_cache(model, strategy, on_report=reports.add), [PROMPT], steps=12, **options)
+        return latent, reports.all[-1]
+
+    return sample
+
+
+@pytest.fixture
+def one_after_the_other(comfy, monkeypatch):
+    """Memory for one branch at a time: ComfyUI then calls the model for each branch, joining none."""
+
+    def needed(self, shape, *args, **kwargs):
+        return float("inf")
+
+    return lambda: monkeypatch.setattr(comfy.model_base.BaseModel, "memory_required", needed)
+
+
+def decisions(report):
+    return sorted((call.evaluation, call.branches, call.action, call.measure) for call in report.calls)
+
+
+@every_strategy
+def test_clones_in_threads_decide_and_draw_as_one_model_does(demo, sampled, one_after_the_other, strategy):
+    latent, report = sampled(strategy)
+    assert {call.branches for call in report.calls} == {("positive",), ("negative",)}
+    assert report.count("reused", "forecast") >= 4
+    joined, of_joined = sampled(strategy, demo.model())
+    assert torch.allclose(latent, joined, atol=1e-3)  # other batch sizes sum in another order
+    assert report.computed_share == pytest.approx(of_joined.computed_share)
+    one_after_the_other()
+    split, of_split = sampled(strategy, demo.model())
+    assert torch.equal(latent, split) and decisions(report) == decisions(of_split)
+
+
+def test_every_run_in_threads_is_the_same(sampled):
+    latents = [sampled(STRATEGIES[1])[0] for _ in range(3)]
+    assert all(torch.equal(latent, latents[0]) for latent in latents)
+
+
+def test_each_clone_runs_its_own_branch(sampled, clones, monkeypatch):
+    counts, owner = Counter(), {id(clone.single_blocks[1]): n for n, clone in enumerate(clones.networks)}
+    block_class = type(clones.networks[0].single_blocks[1])
+    own = block_class.forward
+
+    def forward(self, *args, **kwargs):
+        counts[owner.get(id(self))] += 1
+        return own(self, *args, **kwargs)
+
+    monkeypatch.setattr(block_class, "forward", forward)
+    _, report = sampled(STRATEGIES[0])
+    computed = report.count("computed", branch="positive")
+    assert counts[0] == counts[1] == computed < 10
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_an_error_on_one_clone_ends_the_run_and_leaves_nothing(sampled, clones, failing):
+    calls = Counter()
+
+    def fail(*_):
+        calls["all"] += 1
+        if calls["all"] == 4:
+            raise RuntimeError("out of memory, say")
+
+    handle = clones.networks[failing].double_blocks[0].register_forward_pre_hook(fail)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        sampled(STRATEGIES[0])
+    handle.remove()
+    assert not any("forward" in vars(module) for network in clones.networks for module in network.modules())
+    assert sampled(STRATEGIES[0])[1].count("reused", "forecast") >= 4
+
+
+def test_nothing_of_a_run_in_threads_outlives_it(sampled, monkeypatch):
+    from cache_core.adapters.comfyui import wrappers
+
+    runs = []
+
+    class Watched(wrappers.CacheRun):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            runs.append(weakref.ref(self))
+
+    monkeypatch.setattr(wrappers, "CacheRun", Watched)
+    sampled(STRATEGIES[0])
+    gc.collect()
+    assert len(runs) == 1 and runs[0]() is None

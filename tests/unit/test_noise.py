@@ -1,0 +1,117 @@
+"""Noise that a sampler adds is seen, and nothing else is taken for it."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+from toy import POSITIVE, TEXTS, Sampling, first_latent
+
+from cache_core.noise import MOST_UNEXPLAINED, LatentPath
+from cache_core.run import CacheRun
+from cache_core.step import Schedule
+from cache_core.strategies.taylorseer import NOISE_IS_ADDED, TaylorSeerCache
+
+SIGMAS = [1 - step / 12 for step in range(12)]
+SHAPE = (2, 4, 8, 8)
+
+
+def draw(seed):
+    return torch.randn(SHAPE, generator=torch.Generator().manual_seed(seed))
+
+
+def predicted(latent, sigma):
+    """A prediction of the clean latent that changes with the latent and the sigma."""
+    return torch.tanh((1 - sigma) * latent.roll(1, -1) + 0.3 * draw(9))
+
+
+def euler(latent, sigma, following, past):
+    return latent + (following - sigma) * (latent - past[0][1]) / sigma
+
+
+def two_steps(latent, sigma, following, past):
+    directions = [(of - clean) / at for at, clean, of in past[:2]]
+    slope = directions[0] - directions[-1]
+    return latent + (following - sigma) * (directions[0] + 0.5 * slope)
+
+
+def ancestral(latent, sigma, following, past):
+    noise = draw(int(1000 * sigma))
+    return past[0][1] + following * (0.8 * (latent - past[0][1]) / sigma + 0.6 * noise)
+
+
+def shares(step, drawn=None, held=None):
+    """The unexplained share of each move of one method; where `drawn` is 0 the latent is held to a picture."""
+    path, latent, past, found = LatentPath(drawn), draw(1), [], []
+    for sigma, following in pairwise(SIGMAS):
+        share = path.unexplained(latent)
+        found += [] if share is None else [share.item()]
+        past.insert(0, (sigma, predicted(latent, sigma), latent))
+        path.goes_on(latent, past[0][1])
+        latent = step(latent, sigma, following, past)
+        if drawn is not None:
+            latent = torch.where(drawn >= 1, latent, held + following * draw(2))
+    return found
+
+
+@pytest.mark.parametrize("step", [euler, two_steps])
+def test_what_is_made_of_latents_and_predictions_is_explained(step):
+    assert max(shares(step)) < 0.01
+
+
+def test_noise_is_not_explained():
+    assert min(shares(ancestral)) > 2 * MOST_UNEXPLAINED
+
+
+def test_a_latent_that_stands_still_is_no_noise():
+    path, latent = LatentPath(), draw(1)
+    path.goes_on(latent, predicted(latent, 0.5))
+    assert path.unexplained(latent * (1 + 1e-6)).item() < 0.01
+
+
+def test_outside_a_mask_nothing_is_asked():
+    drawn = torch.zeros(SHAPE)
+    drawn[..., 4:] = 1
+    assert max(shares(euler, drawn, held=draw(5))) < 0.01
+    assert max(shares(ancestral, drawn, held=draw(5))) > MOST_UNEXPLAINED
+    assert not max(shares(euler, torch.full(SHAPE, 0.5), held=draw(5))) > MOST_UNEXPLAINED  # NaN: nothing is known
+
+
+def test_the_path_keeps_its_own_copies():
+    path, latent = LatentPath(), draw(1)
+    path.goes_on(latent, clean := predicted(latent, 1.0))
+    moved = latent + 0.1 * (clean - latent)
+    latent.zero_(), clean.zero_()
+    assert path.unexplained(moved).item() < 0.01
+
+
+@pytest.mark.parametrize("noise", [False, True])
+def test_taylorseer_continues_a_trend_only_without_noise(toy, noise):
+    """And the share is read with the sigma: the device is waited for once in a call."""
+    run, latent = CacheRun([TaylorSeerCache()], Schedule([*SIGMAS, 0.0])), first_latent()
+    for index, sigma in enumerate(SIGMAS):
+        run.begin_evaluation(latent=latent)
+        forward = lambda: toy(latent, torch.tensor([sigma]), TEXTS[POSITIVE])  # noqa: B023, E731
+        velocity = run.call_model(toy, forward, torch.tensor([sigma]), contexts=[POSITIVE])
+        run.end_evaluation(latent, latent - sigma * velocity)
+        latent = latent - velocity / len(SIGMAS)
+        latent = latent + noise * 0.3 * torch.randn(latent.shape, generator=torch.Generator().manual_seed(index))
+    assert run.adds_noise == noise == (NOISE_IS_ADDED in run.report.notes)
+    assert run.report.count("reused") >= 6 if noise else run.report.count("forecast") >= 4
+    assert run.report.count("forecast") == 0 or not noise
+
+
+def test_a_planned_step_is_computed_once_at_one_sigma(toy):
+    """As Heun's method asks: first for the predictor's latent, then for the corrected one."""
+    sampling = Sampling(toy, (TaylorSeerCache(cache_interval=2),))
+    for index in (0, 1, 1, 2, 2, 3, 3, 4, 4):
+        sampling.predict(dict.fromkeys(sampling.branches, first_latent() * (1 - index / 50)), index)
+    actions = [call.action == "computed" for call in sampling.report.calls]
+    assert actions == [True, True, False, True, False, False, False, True, False]
+    assert sampling.report.calls[2].reason == "computed at this sigma already"
+
+
+def test_what_a_branch_keeps_that_is_gone_is_dropped(toy):
+    sampling = Sampling(toy, (TaylorSeerCache(cache_interval=3),))
+    for index in range(6):
+        sampling.predict(dict.fromkeys([*TEXTS][: 1 + (index < 3)], first_latent()), index)
+        assert len(sampling.run.memories) == 2 - (index >= 4)

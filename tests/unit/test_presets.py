@@ -1,0 +1,122 @@
+"""The presets: what is chosen for a family and a number of steps, and that the words about it are true."""
+
+import json
+import re
+from itertools import pairwise
+from pathlib import Path
+from statistics import median
+
+import pytest
+
+from cache_core.presets import (
+    DEMO,
+    OTHER,
+    PRESETS,
+    QUALITIES,
+    TOO_FEW_STEPS,
+    UNET,
+    choose,
+    markdown,
+)
+from cache_core.strategies.first_block import FirstBlockCache
+from cache_core.strategies.taylorseer import TaylorSeerCache
+
+DOCS = Path(__file__).parents[2] / "docs"
+ALL = [(family, quality) for family in PRESETS for quality in QUALITIES]
+every_preset = pytest.mark.parametrize(("family", "quality"), ALL)
+
+
+def boldness(strategy):
+    """Larger for settings that reuse more; of one kind of strategy."""
+    if isinstance(strategy, FirstBlockCache):
+        return strategy.residual_diff_threshold
+    return strategy.cache_interval - strategy.disable_cache_before_step / 10
+
+
+@every_preset
+def test_a_preset_is_on_and_says_on_whose_word_it_is(family, quality):
+    choice = choose(family, quality, steps=20)
+    preset = PRESETS[family][quality]
+
+    assert not choice.strategy.is_off
+    assert choice.strategy == preset.strategy
+    assert choice.strategy.title in choice.words
+    assert preset.words in choice.words
+    assert ("not measured" in choice.words) == (preset.evidence != "measured")
+    assert ("Published by" in choice.words) == (preset.evidence == "published")
+    assert ("cautious" in choice.words) == (preset.evidence == "cautious")
+
+
+def test_only_the_demo_is_called_measured():
+    assert {family for family, quality in ALL if PRESETS[family][quality].evidence == "measured"} == {DEMO}
+
+
+@pytest.mark.parametrize("family", PRESETS)
+def test_each_quality_is_bolder_than_the_one_before(family):
+    strategies = [PRESETS[family][quality].strategy for quality in QUALITIES]
+    for before, after in pairwise(strategies):
+        assert type(before) is not type(after) or boldness(before) < boldness(after)
+
+
+@pytest.mark.parametrize("family", [family for family in PRESETS if family != DEMO])
+def test_nothing_cautious_is_bolder_than_what_others_published_for_the_family(family):
+    presets = PRESETS[family].values()
+    published = [boldness(preset.strategy) for preset in presets if preset.evidence == "published"]
+    cautious = [boldness(preset.strategy) for preset in presets if preset.evidence == "cautious"]
+    assert not published or not cautious or max(cautious) < min(published)
+
+
+@pytest.mark.parametrize("steps", [1, 4, TOO_FEW_STEPS])
+@every_preset
+def test_few_steps_leave_the_model_as_it_is(family, quality, steps):
+    choice = choose(family, quality, steps)
+    assert choice.strategy is None
+    assert choice.words.startswith(f"{steps} steps leave nothing to reuse")
+
+
+def test_one_step_more_is_cached():
+    assert choose(OTHER, QUALITIES[0], TOO_FEW_STEPS + 1).strategy is not None
+
+
+def test_an_unknown_model_is_named_and_gets_the_cautious_choice():
+    choice = choose("Nobody's", "fast", 20, model_name="PaintDiT")
+    assert choice.strategy == PRESETS[OTHER]["fast"].strategy
+    assert choice.words.startswith("PaintDiT, fast: ")
+    assert "not measured on this family" in choice.words
+
+
+def test_a_unet_gets_what_needs_no_blocks():
+    strategies = [preset.strategy for preset in PRESETS[UNET].values()]
+    assert all(isinstance(strategy, TaylorSeerCache) and strategy.levels == ("output",) for strategy in strategies)
+
+
+def test_an_unknown_quality_is_refused_with_the_known_ones():
+    with pytest.raises(ValueError, match="Choose one of: visually identical, balanced, fast"):
+        choose(DEMO, "perfect", 20)
+
+
+def test_the_page_shows_the_table():
+    assert markdown() in (DOCS / "presets.md").read_text(encoding="utf-8"), "print(cache_core.presets.markdown())"
+
+
+@pytest.mark.parametrize("quality", QUALITIES)
+def test_what_is_called_measured_is_what_the_benchmark_measured(quality):
+    preset = PRESETS[DEMO][quality]
+    rows = benchmarked(preset.strategy)
+    for unit, numbers in (
+        ("%", [100 * median(row["blocks"]) for row in rows]),
+        ("dB", [median(row["psnr"]) for row in rows]),
+    ):
+        low, high = re.search(rf"(\d+)(?: to (\d+))? {unit}", preset.words).groups()
+        assert [int(low), int(high or low)] == [round(min(numbers)), round(max(numbers))]
+
+
+def benchmarked(strategy):
+    """The benchmark's rows of this strategy, one for each flow shift."""
+    setting = f"threshold {strategy.residual_diff_threshold:g}" if strategy.title == "First Block Cache" else ""
+    setting = setting or f"interval {strategy.cache_interval}"
+    results = json.loads((DOCS / "benchmarks" / "quality.json").read_text(encoding="utf-8"))["results"]
+    method = strategy.title.removesuffix(" Cache") if strategy.title.startswith("Taylor") else strategy.title
+    rows = [row for row in results if (row["method"], row["setting"]) == (method, setting)]
+    assert sorted(row["shift"] for row in rows) == [1.0, 3.0, 6.0]
+    return rows
