@@ -42,7 +42,7 @@ class SigmaReading:
     def __init__(self, sigma: Tensor, value: float | None = None, unexplained: Tensor | None = None) -> None:
         self.tensor = sigma.detach().to(torch.float32).max()
         self._value, self._beside = value, () if unexplained is None else (unexplained,)
-        self.unexplained = 0.0  # once the sigma has been read
+        self._unexplained = 0.0
 
     @property
     def value(self) -> float:
@@ -50,6 +50,13 @@ class SigmaReading:
         if self._value is None:
             self._read()
         return self._value
+
+    @property
+    def unexplained(self) -> float:
+        """Of the latent's move; 0 where nothing is known of it. Waits for the device the first time."""
+        if self._value is None:
+            self._read()
+        return self._unexplained
 
     @property
     def is_ready(self) -> bool:
@@ -64,7 +71,7 @@ class SigmaReading:
         numbers = (self.tensor, *self._beside, *others)
         self._value, *rest = torch.stack([number.to(self.tensor) for number in numbers]).tolist()
         if self._beside:
-            self.unexplained = rest.pop(0)
+            self._unexplained = rest.pop(0)
         return rest
 
 
@@ -104,6 +111,12 @@ class ModelCall:
         self.run.noticed(self.sigma.unexplained)
         return step
 
+    @property
+    def adds_noise(self) -> bool:
+        """Whether the sampler was seen to add noise by now. Waits for the device the first time."""
+        self.run.noticed(self.sigma.unexplained)
+        return self.run.adds_noise
+
     def measured(self, number: int, site: Site, measure: Callable[[Tensor], Tensor]) -> float:
         """The evaluation's measure at this site, read together with the sigma so that the device is waited for once."""
 
@@ -113,7 +126,7 @@ class ModelCall:
         return self.evaluation.measured((number, site), self.model, take)
 
     def through(self, forward: Callable[[], Any], inputs: Sequence[Any] | None) -> Any:
-        """Run `forward`, which depends on these inputs, with every strategy stepping in where it belongs."""
+        """Run `forward` with every strategy stepping in where it belongs. `inputs` as in `CacheRun.call_model`."""
         hooks, stacks = HookRegistry(), []
         whole: Callable[..., Any] = lambda *_: forward()  # noqa: E731 - strategies step in around it
         lesson = None
@@ -125,10 +138,10 @@ class ModelCall:
                 hooks.extend(self._along(stack))
             elif "output" in strategy.levels or ("model" in strategy.levels and lesson is None):
                 at_output = self._at(number, Site("output", ""))
-                if inputs is None:
-                    hooks.add(self.model, at_output)
-                else:
+                if inputs is not None and self.adds_noise:
                     whole = partial(at_output, whole)
+                else:
+                    hooks.add(self.model, at_output)
             for module, site in self.run.places(number, self.model):
                 if site.level != "attention" or self.run.attends_in(self.model):
                     hooks.add(module, self._at(number, site), entry_of(module))

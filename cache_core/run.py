@@ -104,8 +104,11 @@ class CacheRun:
 
     def noticed(self, unexplained: float) -> None:
         """So much of the latent's last move is no deterministic sampler's."""
-        if unexplained > MOST_UNEXPLAINED and not self.adds_noise:
-            self.adds_noise, self._path = True, LatentPath()
+        with self._lock:
+            if unexplained > MOST_UNEXPLAINED and not self.adds_noise:
+                self.adds_noise, self._path = True, LatentPath()
+                for key in [key for key in self.memories if key[2].level == "output"]:
+                    del self.memories[key]  # from now on something else is kept there
 
     @contextmanager
     def in_threads(self, branches: Collection[Hashable]) -> Iterator[None]:
@@ -163,8 +166,9 @@ class CacheRun:
     ) -> Any:
         """Run `forward`, which calls `model` once, with the strategies in place. Returns what `forward` returns.
 
-        The level `output` is what `model` returns or, if `forward` makes something better to keep of it, what `forward`
-        returns: say so by `inputs`, all that depends on. What was kept from inputs of other shapes is not used.
+        The level `output` is what `model` returns. If `forward` returns the denoised latent, say so by `inputs`, all
+        that it depends on: then that is kept instead once the sampler was seen to add noise. What was kept from inputs
+        of other shapes is not used.
 
         `contexts` says whose forward pass this is, one key for each branch joined along the batch axis; whatever makes
         old features unusable (another prompt, window, shape, model instance) belongs into the key. `labels` names the

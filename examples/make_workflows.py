@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent))
-
 WORKFLOWS = HERE.parent / "example_workflows"
 WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", "COMFY_DYNAMICCOMBO_V3")
 COLUMN, GAP, ROW = 380, 50, 26  # pixels
@@ -21,6 +19,7 @@ COLUMN, GAP, ROW = 380, 50, 26  # pixels
 
 def main() -> None:
     """Write all of them."""
+    sys.path.insert(0, str(HERE.parent))  # not for who imports this: our `nodes` would hide ComfyUI's
     from cards import card
 
     from cache_core.demo.server import Server

@@ -150,7 +150,10 @@ def cached(comfy, reports):
 
 @pytest.fixture
 def witnessed():
-    """A clone that checks each model call: what is reused must be what was computed last for that very branch."""
+    """A clone that checks each model call: what is reused must be what was computed last for that very branch.
+
+    Of the model itself, which our hook on its forward stands in for: its own hooks see what it returns, computed or not.
+    """
     import torch
     from comfy.patcher_extension import WrappersMP
 
@@ -159,16 +162,18 @@ def witnessed():
     def witness(model):
         ran, seen, clone = Counter(), SimpleNamespace(kept={}, computed=0, replayed=0, wrong=[]), model.clone()
         turns = Counter()  # of a branch at one sigma: of two areas, the negative prompt is the same entry twice
-        hook = lambda *_: ran.update(["model"])  # noqa: E731
-        handles.append(model.model.diffusion_model.register_forward_hook(hook))
+        network, returned = model.model.diffusion_model, []
+        handles.append(network.img_in.register_forward_hook(lambda *_: ran.update(["embedding"])))
+        handles.append(network.register_forward_hook(lambda *given: returned.append(given[-1])))
 
         def watch(executor, x, t, c_concat, c_crossattn, control, options, **conds):
             ran.clear()
-            output = executor(x, t, c_concat, c_crossattn, control, options, **conds)
+            denoised = executor(x, t, c_concat, c_crossattn, control, options, **conds)
             hooks = executor.class_obj.current_patcher.current_hooks
             strengths = [hook.strength for hook in hooks.hooks] if hooks else []
             window = options.get("context_window")
             frames = tuple(window.index_list) if window else None
+            output = returned[-1]
             for uuid, row in zip(options["uuids"], output.chunk(len(options["uuids"])), strict=True):
                 given = (strengths, control is not None, x.shape[1:])
                 turns[t[0].item(), uuid, frames] += 1
@@ -181,7 +186,8 @@ def witnessed():
                 known = seen.kept.get(branch)
                 if known is None or known[0] != given or not torch.equal(known[1], row):
                     seen.wrong.append((branch, given))
-            return output
+            returned.clear()
+            return denoised
 
         clone.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "witness", watch)
         return clone, seen

@@ -67,7 +67,7 @@ def compare(pack, wan, vae):
     sampling = pack("cache_core.adapters.comfyui.sampling")
     settings = sampling.Settings(1, 3.0, "euler", "simple", positive, negative, latent)
     strategy = pack("cache_core.strategies.taylorseer").TaylorSeerCache(cache_interval=3)
-    cached = pack("nodes.settings_node").apply(wan, [strategy])
+    cached = pack("nodes.settings_node").apply(wan, [strategy], node_id=1)
     return lambda: pack("nodes.compare_node")._compare(wan, [cached], STEPS, settings, vae)
 
 

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from cache_core.call import ModelCall
 from cache_core.demo.codec import FLUX_SCALE, FLUX_SHIFT, decode
 from cache_core.quality import psnr
 from cache_core.run import CacheRun
@@ -179,10 +180,10 @@ def closeness(demo, scenes):
         latent = demo.sample(model, prompts, **options)
         return decode((latent - FLUX_SHIFT) * FLUX_SCALE)
 
-    def measured(model, steps=20, **options):
-        key = tuple(options.items())
+    def measured(model, uncached=None, steps=20, **options):
+        key = (uncached, *options.items())
         if key not in plain:
-            plain[key] = pictures(demo.model(), options)
+            plain[key] = pictures(uncached or demo.model(), options)
         return median(map(psnr, pictures(model, {**options, "steps": steps}), plain[key]))
 
     return measured
@@ -192,14 +193,26 @@ def closeness(demo, scenes):
 @pytest.mark.parametrize("sampler", ["euler_ancestral", "dpmpp_2m_sde"])
 def test_the_rule_for_samplers_that_add_noise_is_better_than_none(demo, cached, closeness, monkeypatch, sampler):
     """At the same computed steps: first without any rule, then with the denoised latent kept, then no trend either."""
-    model, own = cached(demo.model(), TaylorSeerCache()), CacheRun.call_model
+    model = cached(demo.model(), TaylorSeerCache())
     with monkeypatch.context() as patch:
         patch.setattr(CacheRun, "noticed", lambda self, unexplained: None)
-        no_trend_rule = closeness(model, sampler=sampler)
-        patch.setattr(CacheRun, "call_model", lambda self, *args, inputs: own(self, *args))
         no_rule = closeness(model, sampler=sampler)
+        patch.setattr(ModelCall, "adds_noise", True)
+        no_trend_rule = closeness(model, sampler=sampler)
     rule = closeness(model, sampler=sampler)
     assert no_rule + 2 <= no_trend_rule and no_trend_rule + 3 <= rule
+
+
+@pytest.mark.parametrize("sampler", ["euler", "dpmpp_2m"])
+def test_without_noise_the_models_own_output_is_kept(demo, comfy, cached, closeness, monkeypatch, sampler):
+    """CFG-Zero* weighs the prompts by their latents' distance to the denoised ones, and small errors there count."""
+    from comfy_extras.nodes_cfg import CFGZeroStar
+
+    (guided,) = CFGZeroStar.execute(demo.model()).args
+    model = cached(guided, TaylorSeerCache(cache_interval=2))
+    own = closeness(model, uncached=guided, sampler=sampler)
+    monkeypatch.setattr(ModelCall, "adds_noise", True)
+    assert own >= closeness(model, uncached=guided, sampler=sampler) + 5
 
 
 @pytest.mark.long
