@@ -152,7 +152,7 @@ def cached(comfy, reports):
 def witnessed():
     """A clone that checks each model call: what is reused must be what was computed last for that very branch.
 
-    Of the model itself, which our hook on its forward stands in for: its own hooks see what it returns, computed or not.
+    Of the model itself, which our hook on its forward stands in for: its own hooks see what it returns in any case.
     """
     import torch
     from comfy.patcher_extension import WrappersMP
