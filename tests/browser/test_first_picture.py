@@ -1,7 +1,7 @@
 """README's "First picture", click by click, and the nodes that it shows put together by hand."""
 
 import pytest
-from frontend import PATIENCE, TIMELINE, example
+from frontend import PATIENCE, SEEDS, TIMELINE, example
 from test_timeline import counts, reported, run_of
 
 COMPARE = "RefrainCacheCompare"
@@ -63,8 +63,9 @@ def test_a_comparison_added_from_the_search_and_connected_shows_its_pictures(fro
     frontend.load(example("first_block_cache"))
     frontend.add_from_search("Compare Cache Settings")
     frontend.page.evaluate(
-        """() => {
+        """(seed) => {
             const compare = app.graph.nodes.at(-1)
+            compare.widgets.find((widget) => widget.name === "seed").value = seed
             const [sampler, decoder, cache] = ["KSampler", "VAEDecode", "RefrainFirstBlockCache"].map((type) =>
                 app.graph.nodes.find((node) => node.type === type))
             const source = (node, slot) => {
@@ -82,7 +83,8 @@ def test_a_comparison_added_from_the_search_and_connected_shows_its_pictures(fro
                 for (const slot of node.inputs.keys())
                     if (node.inputs[slot].link != null) kept.add(source(node, slot)[0])
             app.graph.nodes.filter((node) => !kept.has(node)).map((node) => app.graph.remove(node))
-        }"""
+        }""",
+        next(SEEDS),
     )
 
     prompt_id = frontend.queue()
