@@ -4,10 +4,12 @@ interface GraphNode {
   comfyClass: string;
   constructor: { nodeData?: { name: string; input: { hidden?: Record<string, unknown> }; output: string[] } };
   size: [number, number];
+  graph?: Graph | null;
   subgraph?: Graph;
   setSize(size: [number, number]): void;
   computeSize(): [number, number];
   onExecuted?: (output: any) => void;
+  onAdded?: (graph: Graph) => void;
   addDOMWidget(name: string, type: string, element: Element, options: object): { serialize: boolean };
 }
 

@@ -55,5 +55,20 @@ app.registerExtension({
     widget.serialize = false; // neither in the prompt (above) nor in the saved workflow
     node.setSize([Math.max(node.size[0], WIDTH), node.computeSize()[1]]); // a loaded workflow's own size comes after this
     showRuns(node, view);
+    addIfReplacing(node);
   },
 });
+
+/** The frontend puts a node that replaces another's into the graph without adding it, and its DOM widgets wait for that.
+ * @param {GraphNode} node */
+function addIfReplacing(node) {
+  let isAdded = false;
+  const onAdded = node.onAdded;
+  node.onAdded = (graph) => {
+    isAdded = true;
+    onAdded?.call(node, graph);
+  };
+  setTimeout(() => {
+    if (node.graph && !isAdded) node.onAdded?.(node.graph);
+  });
+}
