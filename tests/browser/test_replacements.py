@@ -45,6 +45,7 @@ def test_an_old_node_is_replaced_on_request_and_runs_with_its_settings(frontend,
 
     page.get_by_role("button", name="Replace Node").click()
 
+    page.get_by_role("button", name="Toggle properties panel").click()  # where the offer was
     page.wait_for_function("type => app.graph.nodes.some((node) => node.type === type)", arg=ours)
     widgets = (
         """(type) => app.graph.nodes.find((node) => node.type === type).widgets.map(({name, value}) => [name, value])"""
