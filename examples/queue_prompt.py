@@ -8,14 +8,14 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from pathlib import Path
 
 
 def ask(url, question=None):
     """The JSON answer of the server; with a question, to a POST of it."""
-    data = None if question is None else json.dumps(question).encode()
-    request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
+    data = json.dumps(question).encode() if question else None
     try:
-        with urllib.request.urlopen(request, timeout=60) as answer:
+        with urllib.request.urlopen(urllib.request.Request(url, data), timeout=60) as answer:
             return json.load(answer)
     except urllib.error.HTTPError as error:
         sys.exit(f"ComfyUI refused the prompt ({error.code}). Mend what it names:\n{error.read().decode()}")
@@ -24,8 +24,7 @@ def ask(url, question=None):
 
 
 def main(file, server="http://127.0.0.1:8188"):
-    with open(file, encoding="utf-8") as opened:
-        prompt = json.load(opened)
+    prompt = json.loads(Path(file).read_text(encoding="utf-8"))
     if "nodes" in prompt:
         sys.exit(f"{file} is a saved workflow. Open it in ComfyUI and save it with File > Export (API).")
     queued = ask(f"{server}/prompt", {"prompt": prompt})
