@@ -23,7 +23,8 @@ def test_a_reload_brings_strip_and_report_back(frontend, server):
 
 
 def test_a_reload_in_mid_run_goes_on_where_the_run_is(frontend, server):
-    frontend.load(example("taylorseer", steps=LONG))
+    steps = 3 * LONG  # the page takes seconds to load
+    frontend.load(example("taylorseer", steps=steps))
     prompt_id = frontend.queue()
     frontend.wait_for_calls(5)
 
@@ -32,7 +33,7 @@ def test_a_reload_in_mid_run_goes_on_where_the_run_is(frontend, server):
     frontend.wait_for(TIMELINE, state="running")
     shown = frontend.wait_for(TIMELINE, state="finished")
     assert counts(shown) == counts(reported(server, prompt_id)["totals"])
-    assert sum(frontend.cells(TIMELINE).values()) == 2 * LONG
+    assert sum(frontend.cells(TIMELINE).values()) == 2 * steps
 
 
 def test_a_live_switch_of_the_renderer_keeps_the_strip_running(tab, server):
