@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from cache_core.demo import server as comfyui
-from cache_core.demo.workflows import workflow
+from cache_core.demo.workflows import set_inputs, workflow
 
 tomllib = pytest.importorskip("tomllib", reason="needs Python 3.11")
 PACK = comfyui.PACK
@@ -97,12 +97,29 @@ def test_the_pack_from_the_zip_gives_its_nodes_their_help_and_a_cached_picture(p
         assert nodes == {
             name for name, info in server.get("/object_info").items() if info["category"].startswith("Refrain")
         }
-        (report,) = [shown for output in entry["outputs"].values() for shown in output.get("refrain_report", [])]
-        assert report["totals"]["forecast"] > 5
+        assert _counts(entry)["forecast"] > 5
         assert unpacked.fetch("/extensions/refrain/docs/RefrainFirstBlockCache/en.md")
         assert unpacked.get("/workflow_templates")["refrain"] == server.get("/workflow_templates")["refrain"]
         assert unpacked.get("/i18n") == server.get("/i18n")
         assert "IMPORT FAILED" not in unpacked.log
+
+
+def test_a_server_without_the_web_part_gives_the_same_numbers(packed, tmp_path, server):
+    packed.extractall(tmp_path / "refrain")
+    shutil.rmtree(tmp_path / "refrain" / "web")
+    prompt = set_inputs(workflow("first_block_cache"), "KSampler", seed=77)
+
+    with comfyui.Server(pack=tmp_path / "refrain") as bare:
+        counted = [_counts(each.run(prompt)) for each in (bare, server)]
+
+        assert counted[0] == counted[1] and counted[0]["forecast"] > 5
+        assert len(bare.get("/refrain/runs")["runs"]) == 1
+        assert "IMPORT FAILED" not in bare.log
+
+
+def _counts(entry):
+    (report,) = [shown for output in entry["outputs"].values() for shown in output.get("refrain_report", [])]
+    return {name: report["totals"][name] for name in ("calls", "computed", "reused", "forecast")}
 
 
 def test_the_registry_is_told_what_it_asks_for():
