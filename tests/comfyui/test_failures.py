@@ -158,7 +158,10 @@ def test_a_model_that_was_unloaded_between_prompts_draws_the_same(demo, comfy, c
     assert first.count("computed") == second.count("computed") < len(first.calls)
 
 
-FAILING_NODE = '''
+FAILING_NODES = '''
+import time
+
+import comfy.model_management
 import torch
 
 
@@ -191,16 +194,44 @@ class FailInBlockThree:
         return (clone,)
 
 
-NODE_CLASS_MAPPINGS = {"FailInBlockThree": FailInBlockThree}
+class WaitForInterrupt:
+    """After so many steps the sampler waits until it is interrupted."""
+
+    CATEGORY, FUNCTION, RETURN_TYPES = "test", "patch", ("MODEL",)
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"model": ("MODEL",), "steps": ("INT",)}}
+
+    @classmethod
+    def IS_CHANGED(cls, **inputs):
+        return float("nan")  # counts anew in each prompt
+
+    def patch(self, model, steps):
+        clone, seen = model.clone(), []
+
+        def wait(given):
+            seen.append(1)
+            for _ in range(6000 if len(seen) > steps else 0):
+                if comfy.model_management.processing_interrupted():
+                    break
+                time.sleep(0.01)
+            return given["conds_out"]
+
+        clone.set_model_sampler_pre_cfg_function(wait)
+        return (clone,)
+
+
+NODE_CLASS_MAPPINGS = {"FailInBlockThree": FailInBlockThree, "WaitForInterrupt": WaitForInterrupt}
 '''
 
 
-class ServerWithFailingNode(comfyui.Server):
-    """A private ComfyUI that also has a node with which a block fails."""
+class ServerWithFailingNodes(comfyui.Server):
+    """A private ComfyUI that also has a node with which a block fails, and one with which a sampler waits."""
 
     def _start(self, home):
         (home / "custom_nodes").mkdir(parents=True)
-        (home / "custom_nodes" / "failing.py").write_text(FAILING_NODE, encoding="utf-8")
+        (home / "custom_nodes" / "failing.py").write_text(FAILING_NODES, encoding="utf-8")
         super()._start(home)
 
     @property
@@ -212,7 +243,7 @@ class ServerWithFailingNode(comfyui.Server):
 def started():
     if comfyui.find_comfyui() is None:
         pytest.skip("no ComfyUI: set COMFYUI_PATH and COMFYUI_PYTHON")
-    return ServerWithFailingNode()
+    return ServerWithFailingNodes()
 
 
 @pytest.fixture(scope="module")
@@ -247,23 +278,29 @@ def unseen(prompt):
 
 def interrupted(server, name):
     """Cancel the prompt as soon as the client hears of step 7 of 20."""
-    slow = set_inputs(unseen(workflow(name)), "EmptySD3LatentImage", batch_size=64)
-    assert slow[node_id(slow, "KSampler")]["inputs"]["steps"] == 20
+    waiting = set_inputs(unseen(workflow(name)), "EmptySD3LatentImage", batch_size=64)
+    sampler = before_the_sampler(waiting, "WaitForInterrupt", steps=7)
+    assert sampler["steps"] == 20
 
     def cancel(event):
         if event["type"] == "progress" and event["data"]["value"] == 7:
             server.interrupt()
 
-    assert server.follow(server.queue(slow), cancel)["type"] == "execution_interrupted"
+    assert server.follow(server.queue(waiting), cancel)["type"] == "execution_interrupted"
+
+
+def before_the_sampler(prompt, node, **inputs):
+    """Put one of our nodes between the prompt's model and its sampler, whose inputs these are."""
+    sampler = prompt[node_id(prompt, "KSampler")]["inputs"]
+    prompt["90"] = {"class_type": node, "inputs": {"model": sampler["model"], **inputs}}
+    sampler["model"] = ["90", 0]
+    return sampler
 
 
 def failed(how):
     def fail(server, name):
         prompt = unseen(workflow(name))
-        sampler = prompt[node_id(prompt, "KSampler")]["inputs"]
-        inputs = {"model": sampler["model"], "how": how, "run": 5}
-        prompt["90"] = {"class_type": "FailInBlockThree", "inputs": inputs}
-        sampler["model"] = ["90", 0]
+        before_the_sampler(prompt, "FailInBlockThree", how=how, run=5)
         with pytest.raises(comfyui.PromptFailed, match="block three" if how == "exception" else "out of memory"):
             server.run(prompt)
 
