@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
@@ -12,6 +11,7 @@ from comfy_api.latest import io
 from ..cache_core.strategies.first_block import FirstBlockCache
 from ..cache_core.strategies.taylorseer import TaylorSeerCache
 from ..cache_core.strategy import Strategy
+from .compat import prompt_server
 
 
 @dataclass(frozen=True)
@@ -79,9 +79,9 @@ async def register() -> None:
 
     for old in OLD_NODES.values():
         await ComfyAPI().node_replacement.register(old.replacement())
-    server = getattr(sys.modules.get("server"), "PromptServer", None)
+    server = prompt_server()
     if server is not None:
-        server.instance.add_on_prompt_handler(completed)
+        server.add_on_prompt_handler(completed)
 
 
 def completed(request: dict[str, Any]) -> dict[str, Any]:

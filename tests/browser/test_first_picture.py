@@ -115,7 +115,6 @@ def test_settings_applied_to_another_model_show_their_run_on_the_node_that_appli
 
     totals = reported(server, prompt_id)["totals"]
     assert totals["reused"] + totals["forecast"] > 5
-    (run,) = [run_of(server, prompt_id)]
-    (node,) = run["nodes"]
+    (node,) = run_of(server, prompt_id)["nodes"]
     assert frontend.page.evaluate("id => app.graph.getNodeById(id).type", node) == "RefrainApplySettings"
     assert counts(frontend.wait_for(f"{TIMELINE}[data-state=finished]")) == counts(totals)

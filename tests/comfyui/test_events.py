@@ -11,7 +11,6 @@ from types import SimpleNamespace
 
 import pytest
 
-from cache_core.demo import server as comfyui
 from cache_core.demo.workflows import node_id, set_inputs, workflow
 from cache_core.strategies.first_block import FirstBlockCache
 from cache_core.strategies.taylorseer import TaylorSeerCache
@@ -19,14 +18,6 @@ from cache_core.strategies.taylorseer import TaylorSeerCache
 CACHE = "RefrainFirstBlockCache"
 MOST_OF_A_CALL = 0.005
 COUNTS = ("calls", "computed", "reused", "forecast")
-
-
-@pytest.fixture(scope="module")
-def server():
-    if comfyui.find_comfyui() is None:
-        pytest.skip("no ComfyUI: set COMFYUI_PATH and COMFYUI_PYTHON")
-    with comfyui.Server() as running:
-        yield running
 
 
 @pytest.fixture(scope="module")

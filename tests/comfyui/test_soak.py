@@ -55,9 +55,13 @@ class Soak:
     counts: list[dict[str, int]] = field(default_factory=list)  # of each census
     log: str = ""
 
+    @property
+    def after_warm_up(self) -> list[dict[str, int]]:
+        return self.counts[WARM_UP // EVERY - 1 :]
+
     def growth(self, what: str) -> float:
         """From the first censuses after the warm-up to the last, as a share."""
-        counts = [count[what] for count in self.counts[WARM_UP // EVERY - 1 :]]
+        counts = [count[what] for count in self.after_warm_up]
         return median(counts[-5:]) / median(counts[:5]) - 1
 
     def growth_but_once(self, what: str) -> float:
@@ -65,7 +69,7 @@ class Soak:
 
         Some 20 MB are allocated once, sooner or later as the machine is busy. What piles up comes again.
         """
-        counts = [count[what] for count in self.counts[WARM_UP // EVERY - 1 :]]
+        counts = [count[what] for count in self.after_warm_up]
         steps = [after - before for before, after in pairwise(counts)]
         return (sum(steps) - max(steps)) / counts[0]
 
@@ -164,7 +168,7 @@ def test_every_strategy_reused(soaked):
 
 
 def test_no_tensor_is_left(soaked):
-    counts = soaked.counts[WARM_UP // EVERY - 1 :]
+    counts = soaked.after_warm_up
     assert max(count["tensors"] for count in counts[-5:]) <= max(count["tensors"] for count in counts[:5])
     assert max(count["bytes"] for count in counts[-5:]) <= max(count["bytes"] for count in counts[:5])
 

@@ -1,21 +1,16 @@
 """diffusers' own context parallelism on two ranks (gloo): they decide alike, found out or told which they are."""
 
-import json
 import math
-import os
-import subprocess
-import sys
 from functools import cache
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import pytest
 import torch
+from in_ranks import results_of
 
 pytest.importorskip("diffusers", reason="parity is with diffusers, which is not installed")
 
 WORKER = Path(__file__).with_name("ranks_worker.py")
-PATHS = os.environ | {"PYTHONPATH": os.pathsep.join((str(WORKER.parent), str(WORKER.parents[2])))}
 LIMIT = 240  # seconds: ranks that disagree wait for each other for ever
 WORLD = 2
 
@@ -23,19 +18,7 @@ WORLD = 2
 @cache
 def results():
     """What each rank reports."""
-    with TemporaryDirectory() as folder:
-        files = [Path(folder, f"{rank}.json") for rank in range(WORLD)]
-        ranks = [
-            subprocess.Popen([sys.executable, WORKER, str(rank), str(WORLD), f"{folder}/store", file], env=PATHS)
-            for rank, file in enumerate(files)
-        ]
-        try:
-            codes = [rank.wait(LIMIT) for rank in ranks]
-        finally:
-            for rank in ranks:
-                rank.kill()
-        assert codes == [0] * WORLD
-        return [json.loads(file.read_text()) for file in files]
+    return results_of(WORKER, WORLD, LIMIT)
 
 
 @pytest.mark.parametrize(

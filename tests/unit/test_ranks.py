@@ -1,21 +1,16 @@
 """Ranks of torch.distributed (gloo) that share the tokens of a picture: all decide alike."""
 
-import json
 import math
-import os
-import subprocess
-import sys
 from functools import cache
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import pytest
 import torch
+from in_ranks import results_of
 
 from cache_core.ranks import Ranks
 
 WORKER = Path(__file__).with_name("ranks_worker.py")
-PATHS = os.environ | {"PYTHONPATH": os.pathsep.join((str(WORKER.parent), str(WORKER.parents[2])))}
 LIMIT = 240  # seconds: ranks that disagree wait for each other for ever
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no torch.distributed")
@@ -24,19 +19,7 @@ pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="th
 @cache
 def results(world):
     """What each rank of a group of so many reports."""
-    with TemporaryDirectory() as folder:
-        files = [Path(folder, f"{rank}.json") for rank in range(world)]
-        ranks = [
-            subprocess.Popen([sys.executable, WORKER, str(rank), str(world), f"{folder}/store", file], env=PATHS)
-            for rank, file in enumerate(files)
-        ]
-        try:
-            codes = [rank.wait(LIMIT) for rank in ranks]
-        finally:
-            for rank in ranks:
-                rank.kill()
-        assert codes == [0] * world
-        return [json.loads(file.read_text()) for file in files]
+    return results_of(WORKER, world, LIMIT)
 
 
 each_world = pytest.mark.parametrize("world", [2, 4])
