@@ -1,7 +1,6 @@
 """`python examples/queue_prompt.py PROMPT.json [http://127.0.0.1:8188]`: queue it, wait, print Cache Report's summary.
 
-PROMPT.json is what ComfyUI's "Export (API)" saves, such as the files in examples/api/. Needs Python only.
-"""
+PROMPT.json is what ComfyUI's "Export (API)" saves, such as the files in examples/api/. Needs Python only."""
 
 import json
 import sys
@@ -12,10 +11,8 @@ from pathlib import Path
 
 
 def ask(url, question=None):
-    """The JSON answer of the server; with a question, to a POST of it."""
-    data = json.dumps(question).encode() if question else None
     try:
-        with urllib.request.urlopen(urllib.request.Request(url, data), timeout=60) as answer:
+        with urllib.request.urlopen(url, json.dumps(question).encode() if question else None, timeout=60) as answer:
             return json.load(answer)
     except urllib.error.HTTPError as error:
         sys.exit(f"ComfyUI refused the prompt ({error.code}). Mend what it names:\n{error.read().decode()}")
