@@ -6,7 +6,6 @@ import random
 from collections import Counter
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -63,15 +62,6 @@ class Soak:
         """From the first censuses after the warm-up to the last, as a share."""
         counts = [count[what] for count in self.after_warm_up]
         return median(counts[-5:]) / median(counts[:5]) - 1
-
-    def growth_but_once(self, what: str) -> float:
-        """The same from the first to the last, without the largest step between two.
-
-        Some 20 MB are allocated once, sooner or later as the machine is busy. What piles up comes again.
-        """
-        counts = [count[what] for count in self.after_warm_up]
-        steps = [after - before for before, after in pairwise(counts)]
-        return (sum(steps) - max(steps)) / counts[0]
 
 
 @pytest.fixture(scope="module")
@@ -178,14 +168,7 @@ def test_objects_do_not_pile_up(soaked):
 
 
 def test_resident_memory_does_not_grow(soaked):
-    assert soaked.growth_but_once("resident") < 0.02
-
-
-def test_what_piles_up_is_told_from_what_is_allocated_once():
-    censuses = range(PROMPTS // EVERY)
-    once = Soak(counts=[{"resident": 964 + 21 * (census > 16)} for census in censuses])
-    piling_up = Soak(counts=[{"resident": 964 + 1.5 * census} for census in censuses])
-    assert once.growth_but_once("resident") == 0 and piling_up.growth_but_once("resident") > 0.02
+    assert soaked.growth("resident") < 0.02
 
 
 @pytest.mark.parametrize("kind", all_strategies(), ids=lambda kind: kind.title)
