@@ -10,6 +10,7 @@ from itertools import product
 from typing import Any
 
 from cache_core.strategies import all_strategies
+from cache_core.strategies.first_block import FirstBlockCache
 from cache_core.strategy import Strategy
 
 VIDEO_WEIGHTS = "tiny_wan.safetensors"
@@ -117,6 +118,16 @@ def heaviest() -> list[dict[str, Any]]:
     return prompts
 
 
+def every_size() -> list[dict[str, Any]]:
+    """The demo's pictures in each size: torch keeps some 400 KB for the decoder's convolutions at each."""
+    prompts = []
+    for width, height, batch_size in product(WIDTHS, HEIGHTS, sorted(set(BATCHES))):
+        prompt = demo(FirstBlockCache, steps=1) | _picture()
+        prompt["6"]["inputs"] |= {"width": width, "height": height, "batch_size": batch_size}
+        prompts.append(prompt)
+    return prompts
+
+
 def draw_strategies(dice: random.Random) -> tuple[Strategy, ...]:
     """None to three in a row; one in five with settings that are off."""
     count = dice.choices([0, 1, 2, 3], [15, 55, 25, 5])[0]
@@ -172,8 +183,7 @@ def _drawn(dice: random.Random, ending: str, strategies: tuple[Strategy, ...], m
     prompt[REPORT] = node("RefrainCacheReport", samples=[SAMPLER, 0])
     prompt[FINGERPRINT] = node("TestFingerprint", samples=[REPORT, 0])
     if model != "video" and dice.random() < 0.3:
-        prompt["24"] = node("VAEDecode", samples=[REPORT, 0], vae=[LOADERS["demo"], 2])
-        prompt["25"] = node("PreviewImage", images=["24", 0])
+        prompt |= _picture()
     return Drawn(prompt, ending, dice.randint(1, 20), strategies)
 
 
@@ -189,6 +199,11 @@ def _latent(dice: random.Random, model: str) -> dict[str, Any]:
     if model == "video":
         return node("EmptyHunyuanLatentVideo", length=dice.choice(LENGTHS), **size)
     return node("EmptySD3LatentImage", **size)
+
+
+def _picture() -> dict[str, Any]:
+    decoded = node("VAEDecode", samples=[REPORT, 0], vae=[LOADERS["demo"], 2])
+    return {"24": decoded, "25": node("PreviewImage", images=["24", 0])}
 
 
 def _video_loader() -> dict[str, Any]:

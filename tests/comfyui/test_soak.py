@@ -11,7 +11,7 @@ from statistics import median
 from typing import Any
 
 import pytest
-from prompts import CENSUS, FINGERPRINT, OFF, REPORT, VIDEO_WEIGHTS, Drawn, census, draw, heaviest
+from prompts import CENSUS, FINGERPRINT, OFF, REPORT, VIDEO_WEIGHTS, Drawn, census, draw, every_size, heaviest
 from zoo import all_architectures
 
 from cache_core.demo import server as comfyui
@@ -81,7 +81,7 @@ def soaked(files) -> Soak:
     """All prompts, one after the other on one ComfyUI; beside it new ones, each for one of them."""
     soaked, dice, drawn = Soak(), random.Random(SEED), None
     with started(files) as server, ThreadPoolExecutor(1) as beside:
-        for prompt in heaviest():
+        for prompt in heaviest() + every_size():
             server.run(prompt)
         for number in range(1, PROMPTS + 1):
             is_compared = number % EVERY == 0
