@@ -63,9 +63,9 @@ class InComfyUI:
     def sample(self, row: Row, shift: float, prompts: Sequence[str], noise: torch.Tensor) -> torch.Tensor:
         """Latents (prompts, 16, 8, 8), as the transformer knows them."""
         import comfy.sample
-        from quality_rows import GUIDANCE
 
         from cache_core.demo.codec import FLUX_SCALE, FLUX_SHIFT
+        from cache_core.demo.methods import GUIDANCE
 
         model, empty = _with_row(self._shifted(shift), row), torch.zeros_like(noise)
         positive, negative = _conditioning(prompts), _conditioning([""] * len(prompts))
@@ -133,18 +133,12 @@ class InDiffusers:
 
     @staticmethod
     def can_run(row: Row) -> bool:
-        """This loop joins both prompts in one call, so it can't leave one out; and ComfyUI's caches are ComfyUI's."""
+        """diffusers' Flux gives packed predictions, of which none is estimated; and ComfyUI's caches are ComfyUI's."""
         return row.comfyui is None and (row.strategy is None or "guidance" not in row.strategy.levels)
 
     def sample(self, row: Row, shift: float, prompts: Sequence[str], noise: torch.Tensor) -> torch.Tensor:
         """Latents (prompts, 16, 8, 8), as the transformer knows them."""
-        from quality_rows import GUIDANCE
+        from cache_core.demo.sampling import flow_sigmas
+        from cache_core.demo.with_diffusers import denoised
 
-        from cache_core.adapters.diffusers import CachedSampling
-        from cache_core.demo.sampling import GuidedPrediction, denoise, flow_sigmas
-
-        sigmas = flow_sigmas(row.steps, shift)
-        strategies = [] if row.strategy is None else [row.strategy]
-        with CachedSampling(self.transformer, strategies, sigmas.tolist()) as cached:
-            predict = GuidedPrediction(self.transformer, prompts, GUIDANCE, call_context=cached.call)
-            return denoise(predict, noise, sigmas)
+        return denoised(self.transformer, row.strategy, prompts, noise, flow_sigmas(row.steps, shift))[0]

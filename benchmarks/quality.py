@@ -20,10 +20,11 @@ from pathlib import Path
 
 import torch
 from quality_results import IDENTICAL, Result, Results
-from quality_rows import GUIDANCE, STEPS, UNCACHED, rows
+from quality_rows import UNCACHED, rows
 from quality_sampling import BATCH
 
 from cache_core.demo.codec import decode
+from cache_core.demo.methods import GUIDANCE, STEPS
 from cache_core.demo.server import find_comfyui
 from cache_core.quality import psnr, ssim
 

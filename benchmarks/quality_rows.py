@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from cache_core.demo.methods import STEPS
 from cache_core.strategies.faster_cache import FasterCache
 from cache_core.strategies.first_block import FirstBlockCache
 from cache_core.strategies.pyramid_attention import PyramidAttentionBroadcast
 from cache_core.strategies.taylorseer import TaylorSeerCache
 from cache_core.strategy import Strategy
 
-STEPS, GUIDANCE, SHIFTS = 20, 3.0, (1.0, 3.0, 6.0)
+SHIFTS = (1.0, 3.0, 6.0)  # of the flow's schedule
 FEWER_STEPS = "Fewer steps, no cache"
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from diffusers import FluxTransformer2DModel
 
 Predict = Callable[[Tensor, float], Tensor]
-CallContext = Callable[[tuple[str, ...], float], AbstractContextManager]
+CallContext = Callable[[str], AbstractContextManager]
 
 LATENT_CHANNELS = 16
 TRAINED_TIMESTEPS = 1000  # ComfyUI reads its schedules off a table of this many sigmas
@@ -75,17 +75,12 @@ def denoise(predict: Predict, noise: Tensor, sigmas: Tensor) -> Tensor:
     return latent
 
 
-def no_context(branches: tuple[str, ...], sigma: float) -> AbstractContextManager:
-    """Enters nothing around a call of the transformer."""
-    return nullcontext()
-
-
 class GuidedPrediction:
     """predict(latent, sigma) of a transformer for prompts, with classifier-free guidance.
 
     joined calls the transformer once, on [uncond, cond] in one batch; otherwise first on uncond, then on cond.
-    A scale of 1 needs cond only. call_context(branches, sigma) is entered around each call of the transformer;
-    branches is ("uncond", "cond"), ("uncond",) or ("cond",).
+    A scale of 1 needs cond only. call_context(name) is entered around each call of the transformer; name is "uncond",
+    "cond", or "cond_uncond" for both in one batch, as in diffusers' pipelines.
     """
 
     def __init__(
@@ -94,7 +89,7 @@ class GuidedPrediction:
         prompts: Sequence[str],
         scale: float = 3.0,
         joined: bool = True,
-        call_context: CallContext = no_context,
+        call_context: CallContext = nullcontext,
     ) -> None:
         self.transformer = transformer
         self.texts = {"uncond": encode_prompts([""] * len(prompts)), "cond": encode_prompts(prompts)}
@@ -114,7 +109,7 @@ class GuidedPrediction:
 
     def _velocity(self, latent: Tensor, sigma: float, branches: tuple[str, ...]) -> Tensor:
         tokens, pooled = (torch.cat(parts) for parts in zip(*(self.texts[branch] for branch in branches), strict=True))
-        with self.call_context(branches, sigma):
+        with self.call_context("_".join(sorted(branches))):
             return velocity(self.transformer, latent, torch.full((len(latent),), sigma), tokens, pooled)
 
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from functools import partial
+from types import SimpleNamespace
 
 import torch
 
-from ..adapters.diffusers import CachedSampling
+from ..adapters.diffusers import apply, cache_context
+from ..strategy import Strategy
 from . import codec, sampling
 from .comparison import Row
 from .methods import GUIDANCE, STEPS, Method, Progress
@@ -42,8 +45,17 @@ def _row(transformer, vae, method: Method, prompts: Sequence[str], progress: Pro
 def _latent(transformer, method: Method, prompt: str, seed: int) -> tuple[torch.Tensor, float]:
     """The finished latent, and the share of the uncached run's blocks that were computed for it."""
     sigmas = sampling.flow_sigmas(method.steps)
-    strategies = [] if method.strategy is None else [method.strategy]
-    with CachedSampling(transformer, strategies, sigmas.tolist()) as cached:
-        predict = sampling.GuidedPrediction(transformer, [prompt], GUIDANCE, call_context=cached.call)
-        latent = sampling.denoise(predict, sampling.noise(seed), sigmas)
-    return latent, cached.report.computed_share * method.steps / STEPS
+    latent, share = denoised(transformer, method.strategy, [prompt], sampling.noise(seed), sigmas)
+    return latent, share * method.steps / STEPS
+
+
+def denoised(
+    transformer, strategy: Strategy | None, prompts: Sequence[str], noise: torch.Tensor, sigmas: torch.Tensor
+) -> tuple[torch.Tensor, float]:
+    """The finished latents (prompts, 16, h, w), and the share of the blocks that were computed for them."""
+    predict = partial(sampling.GuidedPrediction, transformer, prompts, GUIDANCE)
+    if strategy is None:
+        return sampling.denoise(predict(), noise, sigmas), 1.0
+    with apply(transformer, strategy, scheduler=SimpleNamespace(timesteps=sigmas[:-1])) as handle:
+        latents = sampling.denoise(predict(call_context=partial(cache_context, transformer)), noise, sigmas)
+        return latents, handle.report.computed_share

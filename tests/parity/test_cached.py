@@ -193,6 +193,19 @@ def test_the_prediction_without_the_prompt_is_estimated(denoiser):
     assert 0 < (latent - exact).norm() / exact.norm() < 0.05
 
 
+@pytest.mark.parametrize("strategy", [BROADCAST, FORECAST, FirstBlockCache(residual_diff_threshold=0.3)])
+def test_joined_and_apart_branches_decide_alike(strategy):
+    latents, actions = [], []
+    for denoiser in (WAN, WAN_JOINED):
+        latent, handle = latent_of(denoiser, strategy)
+        latents.append(latent)
+        calls = handle.report.calls
+        actions.append({(call.evaluation, branch, call.action) for call in calls for branch in call.branches})
+    apart, joined = actions
+    assert joined == apart and len({action for *_, action in joined}) > 1
+    assert torch.allclose(*latents, atol=1e-4)
+
+
 def test_joined_and_apart_it_is_estimated_alike():
     apart, _ = rows_run(WAN, GUESS)
     joined, _ = rows_run(WAN_JOINED, GUESS)

@@ -1,6 +1,5 @@
 """Caching strategies on diffusers' transformers. Importing this does not import diffusers; using it does."""
 
 from .api import Handle, apply, cache_context, disable_cache, enable_cache
-from .sampling import CachedSampling
 
-__all__ = ["apply", "Handle", "enable_cache", "disable_cache", "cache_context", "CachedSampling"]
+__all__ = ["apply", "Handle", "enable_cache", "disable_cache", "cache_context"]
