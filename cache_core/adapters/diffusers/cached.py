@@ -166,11 +166,11 @@ class CachedModel:
         if sampling.estimates and branch == WITHOUT and sampling.given is not None:
             return sampling.apart.output(partial(through, (WITHOUT,), arguments), guided, sampling.given)
         is_joined = branch == JOINED or (self.settings.is_joined and branch not in (GIVEN, WITHOUT))
-        is_joined = is_joined and arguments.latent.shape[0] % 2 == 0
-        if sampling.estimates and is_joined:
+        branches = (WITHOUT, GIVEN) if is_joined and arguments.latent.shape[0] % 2 == 0 else (branch,)
+        if sampling.estimates and len(branches) > 1:
             output = joined_output(through, guided, arguments, self.settings.joined_arguments)
         else:
-            output = through((WITHOUT, GIVEN) if is_joined else (branch,), arguments)
+            output = through(branches, arguments)
         if sampling.estimates and len(taken_apart(output)[0]) > 1:
             sampling.estimates = False
             sampling.run.report.note(SEVERAL_OUTPUTS)
