@@ -92,25 +92,26 @@ class GuidedPrediction:
         call_context: CallContext = nullcontext,
     ) -> None:
         self.transformer = transformer
-        self.texts = {"uncond": encode_prompts([""] * len(prompts)), "cond": encode_prompts(prompts)}
+        uncond, cond = encode_prompts([""] * len(prompts)), encode_prompts(prompts)
+        both = tuple(map(torch.cat, zip(uncond, cond, strict=True)))
+        self.texts = {"uncond": uncond, "cond": cond, "cond_uncond": both}
         self.scale = scale
         self.joined = joined
         self.call_context = call_context
 
     def __call__(self, latent: Tensor, sigma: float) -> Tensor:
         if self.scale == 1.0:
-            return self._velocity(latent, sigma, ("cond",))
+            return self._velocity(latent, sigma, "cond")
         if self.joined:
-            uncond, cond = self._velocity(torch.cat([latent, latent]), sigma, ("uncond", "cond")).chunk(2)
+            uncond, cond = self._velocity(torch.cat([latent, latent]), sigma, "cond_uncond").chunk(2)
         else:
-            uncond = self._velocity(latent, sigma, ("uncond",))
-            cond = self._velocity(latent, sigma, ("cond",))
+            uncond = self._velocity(latent, sigma, "uncond")
+            cond = self._velocity(latent, sigma, "cond")
         return uncond + self.scale * (cond - uncond)
 
-    def _velocity(self, latent: Tensor, sigma: float, branches: tuple[str, ...]) -> Tensor:
-        tokens, pooled = (torch.cat(parts) for parts in zip(*(self.texts[branch] for branch in branches), strict=True))
-        with self.call_context("_".join(sorted(branches))):
-            return velocity(self.transformer, latent, torch.full((len(latent),), sigma), tokens, pooled)
+    def _velocity(self, latent: Tensor, sigma: float, name: str) -> Tensor:
+        with self.call_context(name):
+            return velocity(self.transformer, latent, torch.full((len(latent),), sigma), *self.texts[name])
 
 
 def encode_prompts(prompts: Sequence[str]) -> tuple[Tensor, Tensor]:

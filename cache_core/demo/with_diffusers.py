@@ -54,7 +54,7 @@ def denoised(
 ) -> tuple[torch.Tensor, float]:
     """The finished latents (prompts, 16, h, w), and the share of the blocks that were computed for them."""
     predict = partial(sampling.GuidedPrediction, transformer, prompts, GUIDANCE)
-    if strategy is None:
+    if strategy is None or strategy.is_off:
         return sampling.denoise(predict(), noise, sigmas), 1.0
     with apply(transformer, strategy, scheduler=SimpleNamespace(timesteps=sigmas[:-1])) as handle:
         latents = sampling.denoise(predict(call_context=partial(cache_context, transformer)), noise, sigmas)

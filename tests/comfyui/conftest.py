@@ -61,13 +61,18 @@ def comfy():
 
 
 @pytest.fixture(scope="session")
-def server():
-    """A private ComfyUI with this pack, asked over HTTP."""
+def start():
+    """Starts a private ComfyUI with this pack, asked over HTTP, for the length of a `with`."""
     from cache_core.demo import server as comfyui
 
     if comfyui.find_comfyui() is None:
         pytest.skip("no ComfyUI: set COMFYUI_PATH and COMFYUI_PYTHON")
-    with comfyui.Server() as running:
+    return comfyui.Server
+
+
+@pytest.fixture(scope="session")
+def server(start):
+    with start() as running:
         yield running
 
 
@@ -121,14 +126,10 @@ def scenes():
 
 
 @pytest.fixture(scope="session")
-def probed():
+def probed(start):
     """A private ComfyUI with this pack and the nodes of probe_nodes.py in it."""
-    from cache_core.demo import server
-
-    if server.find_comfyui() is None:
-        pytest.skip("no ComfyUI: set COMFYUI_PATH and COMFYUI_PYTHON")
     files = {"custom_nodes/probe_nodes.py": Path(__file__).with_name("probe_nodes.py")}
-    with server.Server(environment={"OMP_NUM_THREADS": "1"}, files=files) as running:
+    with start(environment={"OMP_NUM_THREADS": "1"}, files=files) as running:
         yield running
         assert "in outer_sample" not in running.log and "in apply_model" not in running.log  # nothing failed so late
 

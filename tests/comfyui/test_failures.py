@@ -7,6 +7,7 @@ import io
 import itertools
 import time
 import weakref
+from pathlib import Path
 
 import psutil
 import pytest
@@ -30,6 +31,7 @@ STRATEGIES = [
     PyramidAttentionBroadcast(),
     FasterCache(),
 ]
+NODES = {"custom_nodes/failing_nodes.py": Path(__file__).with_name("failing_nodes.py")}
 by_strategy = pytest.mark.parametrize("strategy", STRATEGIES, ids=lambda s: f"{s.title}, {s.levels[0]}")
 OUT_OF_MEMORY = {
     "on a GPU": lambda: torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
@@ -39,13 +41,6 @@ FAILURES = {
     **{f"out of memory {where}": make for where, make in OUT_OF_MEMORY.items()},
     "an exception": lambda: ValueError("block three"),
 }
-
-
-@pytest.fixture
-def cached(comfy, reports):
-    from cache_core.adapters.comfyui import with_cache
-
-    return lambda model, strategy: with_cache(model, strategy, on_report=reports.add)
 
 
 @pytest.fixture
@@ -158,114 +153,19 @@ def test_a_model_that_was_unloaded_between_prompts_draws_the_same(demo, comfy, c
     assert first.count("computed") == second.count("computed") < len(first.calls)
 
 
-FAILING_NODES = '''
-import time
-
-import comfy.model_management
-import torch
-from comfy_execution.utils import get_executing_context
-from server import PromptServer
-
-
-class FailInBlockThree:
-    """Block three fails when it runs for the so-manieth time."""
-
-    CATEGORY, FUNCTION, RETURN_TYPES = "test", "patch", ("MODEL",)
-
-    @classmethod
-    def INPUT_TYPES(cls):
-        return {"required": {"model": ("MODEL",), "how": (["exception", "out of memory"],), "run": ("INT",)}}
-
-    @classmethod
-    def IS_CHANGED(cls, **inputs):
-        return float("nan")  # counts anew in each prompt
-
-    def patch(self, model, how, run):
-        clone, runs = model.clone(), []
-        block = model.model.diffusion_model.single_blocks[0]
-
-        def forward(*args, **kwargs):
-            runs.append(1)
-            if len(runs) == run:
-                if how == "exception":
-                    raise ValueError("block three")
-                raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
-            return type(block).forward(block, *args, **kwargs)
-
-        clone.add_object_patch("diffusion_model.single_blocks.0.forward", forward)
-        return (clone,)
-
-
-class WaitForInterrupt:
-    """After so many steps the sampler tells the client, then waits until it is interrupted."""
-
-    CATEGORY, FUNCTION, RETURN_TYPES = "test", "patch", ("MODEL",)
-
-    @classmethod
-    def INPUT_TYPES(cls):
-        return {"required": {"model": ("MODEL",), "steps": ("INT",)}}
-
-    @classmethod
-    def IS_CHANGED(cls, **inputs):
-        return float("nan")  # counts anew in each prompt
-
-    def patch(self, model, steps):
-        clone, seen = model.clone(), []
-
-        def wait(given):
-            seen.append(1)
-            if len(seen) == steps + 1:
-                # ComfyUI's own event of this step is left out if the one before was sent less than 100 ms ago.
-                told = {"prompt_id": get_executing_context().prompt_id, "steps": steps}
-                PromptServer.instance.send_sync("waiting", told, PromptServer.instance.client_id)
-                deadline = time.monotonic() + 60
-                while not comfy.model_management.processing_interrupted():
-                    if time.monotonic() > deadline:
-                        raise TimeoutError("nobody interrupted")
-                    time.sleep(0.01)
-            return given["conds_out"]
-
-        clone.set_model_sampler_pre_cfg_function(wait)
-        return (clone,)
-
-
-NODE_CLASS_MAPPINGS = {"FailInBlockThree": FailInBlockThree, "WaitForInterrupt": WaitForInterrupt}
-'''
-
-
-class ServerWithFailingNodes(comfyui.Server):
-    """A private ComfyUI that also has a node with which a block fails, and one with which a sampler waits."""
-
-    def _start(self, home):
-        (home / "custom_nodes").mkdir(parents=True)
-        (home / "custom_nodes" / "failing.py").write_text(FAILING_NODES, encoding="utf-8")
-        super()._start(home)
-
-    @property
-    def resident(self):
-        """Bytes of memory of the process."""
-        return psutil.Process(self._process.pid).memory_info().rss
-
-
-def started():
-    if comfyui.find_comfyui() is None:
-        pytest.skip("no ComfyUI: set COMFYUI_PATH and COMFYUI_PYTHON")
-    return ServerWithFailingNodes()
-
-
 @pytest.fixture(scope="module")
-def fresh_pictures():
+def fresh_pictures(start):
     """What a process that has drawn nothing before makes of each workflow: the first prompt of a new server."""
     pictures = {}
     for name in ("first_block_cache", "taylorseer"):
-        with started() as server:
+        with start(files=NODES) as server:
             pictures[name] = picture_of(server, workflow(name))
     return pictures
 
 
 @pytest.fixture(scope="module")
-def server():
-    with started() as running:
+def server(start):
+    with start(files=NODES) as running:
         yield running
 
 
@@ -336,6 +236,11 @@ def test_after_a_failed_prompt_the_next_draws_what_a_fresh_process_draws(server,
     assert picture_of(server, unseen(workflow(name))) == fresh_pictures[name]
 
 
+def resident(server):
+    """Bytes of memory of its process."""
+    return psutil.Process(server._process.pid).memory_info().rss
+
+
 @pytest.mark.long
 def test_failed_prompts_hold_no_memory(server):
     def fail_often(times):
@@ -344,6 +249,6 @@ def test_failed_prompts_hold_no_memory(server):
             failed("exception")(server, "first_block_cache")
 
     fail_often(3)  # what a process allocates once and keeps
-    before = server.resident
+    before = resident(server)
     fail_often(8)
-    assert server.resident - before < 64 * 2**20  # eight interrupted runs of 64 pictures hold 128 MiB of features
+    assert resident(server) - before < 64 * 2**20  # eight interrupted runs of 64 pictures hold 128 MiB of features

@@ -178,13 +178,6 @@ by_name = pytest.mark.parametrize(
 by_order = pytest.mark.parametrize("order", ["cache last", "cache first"])
 
 
-@pytest.fixture
-def cached(comfy, reports):
-    from cache_core.adapters.comfyui import with_cache
-
-    return lambda model, strategy: with_cache(model, strategy, on_report=reports.add)
-
-
 @pytest.fixture(scope="module")
 def uncached(demo):
     """The latent of the plain model with this node, or with none; sampled once."""

@@ -25,13 +25,6 @@ OFF = [TaylorSeerCache(cache_interval=1), FirstBlockCache(residual_diff_threshol
 by_strategy = pytest.mark.parametrize("strategy", STRATEGIES, ids=lambda s: f"{s.title}, {s.levels[0]}")
 
 
-@pytest.fixture
-def cached(comfy, reports):
-    from cache_core.adapters.comfyui import with_cache
-
-    return lambda model, strategy: with_cache(model, strategy, on_report=reports.add)
-
-
 def block_of(name):
     """The block that a module is in; the empty text outside of all."""
     return next((block for block in BLOCKS if name.startswith(f"{block}.")), "")
