@@ -8,7 +8,7 @@ import { say } from "./words.js";
 
 /** @typedef {import("./types.js").Run} Run @typedef {import("./types.js").Report} Report @typedef {import("./types.js").Totals} Totals */
 
-const HEIGHT = 320;
+const HEIGHT = 344;
 
 /** What a Cache Report shows. */
 class ReportView {
