@@ -11,11 +11,11 @@ import numpy
 import torch
 from PIL import Image
 
+from cache_core.compare.quality import psnr
+from cache_core.compare.sheet import Label, draw
 from cache_core.demo import PROMPTS
 from cache_core.demo.server import Server
 from cache_core.demo.workflows import node_id, set_inputs, workflow
-from cache_core.quality import psnr
-from cache_core.sheet import Label, draw
 
 HELP = Path(__file__).resolve().parents[1] / "web" / "docs"
 SHOWN = PROMPTS[:3]

@@ -40,7 +40,7 @@ from random_models import SHAPES, TINY, start_comfyui
 from side_by_side import Run, Sampling, device_peak, host_reads
 
 if TYPE_CHECKING:
-    from cache_core.strategy import Strategy
+    from cache_core.strategy.strategy import Strategy
 
 EMPTY_RUNS = 3  # of 20 steps; each call takes milliseconds
 DRAWS = 200  # of repeats: their quartiles no longer change in the digits printed

@@ -23,10 +23,10 @@ from quality_results import IDENTICAL, Result, Results
 from quality_rows import UNCACHED, rows
 from quality_sampling import BATCH
 
+from cache_core.compare.quality import psnr, ssim
 from cache_core.demo.codec import decode
 from cache_core.demo.methods import GUIDANCE, STEPS
 from cache_core.demo.server import find_comfyui
-from cache_core.quality import psnr, ssim
 
 HERE = Path(__file__).resolve().parent
 KEPT = HERE.parent / "docs" / "benchmarks"

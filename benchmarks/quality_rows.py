@@ -9,7 +9,7 @@ from cache_core.strategies.faster_cache import FasterCache
 from cache_core.strategies.first_block import FirstBlockCache
 from cache_core.strategies.pyramid_attention import PyramidAttentionBroadcast
 from cache_core.strategies.taylorseer import TaylorSeerCache
-from cache_core.strategy import Strategy
+from cache_core.strategy.strategy import Strategy
 
 SHIFTS = (1.0, 3.0, 6.0)  # of the flow's schedule
 FEWER_STEPS = "Fewer steps, no cache"

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from random_models import Shape, load
 
 if TYPE_CHECKING:
-    from cache_core.report import Report
-    from cache_core.strategy import Strategy
+    from cache_core.report.report import Report
+    from cache_core.strategy.strategy import Strategy
 
 
 class Amount(NamedTuple):
@@ -170,7 +170,7 @@ class Sampling:
         """Inside the `with`, blocks hand on their streams, a little larger."""
         from torch import nn
 
-        from cache_core.hooks import HookRegistry
+        from cache_core.model.hooks import HookRegistry
 
         def barely(forward: Any, *args: Any, **kwargs: Any) -> Any:
             image = args[0] if args else kwargs["img"]

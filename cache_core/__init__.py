@@ -4,9 +4,10 @@ A `Strategy` decides, site by site, whether a part of the model is computed, reu
 through one sampling run. Nothing here knows ComfyUI or diffusers; `cache_core.adapters` translates for them.
 """
 
-from .report import Report
-from .run import CacheRun
-from .step import Schedule, Step
-from .strategy import COMPUTE, FIRST_BLOCK, Strategy, setting
+from .report.report import Report
+from .run.run import CacheRun
+from .strategy.setting import setting
+from .strategy.step import Schedule, Step
+from .strategy.strategy import COMPUTE, FIRST_BLOCK, Strategy
 
 __all__ = ["COMPUTE", "FIRST_BLOCK", "CacheRun", "Report", "Schedule", "Step", "Strategy", "setting"]

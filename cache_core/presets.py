@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from .side_by_side import described
+from .compare.side_by_side import described
 from .strategies.first_block import FirstBlockCache
 from .strategies.taylorseer import TaylorSeerCache
-from .strategy import Strategy
+from .strategy.strategy import Strategy
 
 QUALITIES = VISUALLY_IDENTICAL, BALANCED, FAST = ("visually identical", "balanced", "fast")
 TOO_FEW_STEPS = 8  # First Block Cache at 0.12 computes them all, forecasts are no closer than fewer steps

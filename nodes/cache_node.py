@@ -8,7 +8,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..cache_core.adapters.comfyui import strategies_of
-from ..cache_core.strategy import Strategy
+from ..cache_core.strategy.strategy import Strategy
 from .compat import SEARCH_ALIASES, schema
 from .settings_node import apply, settings_output
 

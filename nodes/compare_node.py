@@ -19,7 +19,7 @@ from ..cache_core.adapters.comfyui.sampling import (
     have_the_same_weights,
     is_video,
 )
-from ..cache_core.side_by_side import FEWER_STEPS, Sampled, SideBySide, described
+from ..cache_core.compare.side_by_side import FEWER_STEPS, Sampled, SideBySide, described
 from . import runs
 from .compat import schema
 from .inputs import check_inputs

@@ -6,7 +6,7 @@ import reprlib
 from collections.abc import Callable
 from typing import Any
 
-from ..cache_core.strategy import Strategy
+from ..cache_core.strategy.strategy import Strategy
 
 
 def _is_latent(value: Any) -> bool:

@@ -10,7 +10,7 @@ from comfy_api.latest import io
 
 from ..cache_core.strategies.first_block import FirstBlockCache
 from ..cache_core.strategies.taylorseer import TaylorSeerCache
-from ..cache_core.strategy import Strategy
+from ..cache_core.strategy.strategy import Strategy
 from .compat import prompt_server
 
 

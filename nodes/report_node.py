@@ -7,7 +7,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..cache_core.advice import in_words
+from ..cache_core.report.advice import in_words
 from . import runs
 from .compat import schema
 from .inputs import check_inputs

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from comfy_execution.utils import get_executing_context
 
-from ..cache_core.report import Report
+from ..cache_core.report.report import Report
 from .compat import workflow_of
 from .events import Announcer, announcer
 

@@ -8,7 +8,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..cache_core.adapters.comfyui import with_cache
-from ..cache_core.strategy import Strategy
+from ..cache_core.strategy.strategy import Strategy
 from . import runs
 from .compat import schema
 from .inputs import check_inputs

@@ -7,8 +7,8 @@ from statistics import median
 
 from torch import Tensor
 
-from ..quality import psnr, ssim
-from ..side_by_side import aligned
+from ..compare.quality import psnr, ssim
+from ..compare.side_by_side import aligned
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def _cells(row: Row, uncached: Row) -> tuple[str, ...]:
 
 def side_by_side(rows: Sequence[Row], prompts: Sequence[str], path: Path | str, title: str = "") -> None:
     """Draws one PNG for people: a row per method, a column per prompt, the numbers beside the pictures."""
-    from ..sheet import Label, draw
+    from ..compare.sheet import Label, draw
 
     labels = [Label(row.name, row.settings, _summary(row, rows[0])) for row in rows]
     captions = [None, *(Label(settings=prompt) for prompt in prompts)]

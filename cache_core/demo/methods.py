@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ..strategies.first_block import FirstBlockCache
 from ..strategies.taylorseer import TaylorSeerCache
-from ..strategy import Strategy
+from ..strategy.strategy import Strategy
 
 STEPS = 20
 GUIDANCE = 3.0

@@ -12,7 +12,7 @@ import torch
 
 from ..strategies.first_block import FirstBlockCache
 from ..strategies.taylorseer import TaylorSeerCache
-from ..strategy import Strategy
+from ..strategy.strategy import Strategy
 from .comparison import Row
 from .methods import GUIDANCE, STEPS, Method, Progress
 from .server import PromptFailed, Server

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import torch
 
 from ..adapters.diffusers import apply, cache_context
-from ..strategy import Strategy
+from ..strategy.strategy import Strategy
 from . import codec, sampling
 from .comparison import Row
 from .methods import GUIDANCE, STEPS, Method, Progress

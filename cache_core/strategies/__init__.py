@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 
-from ..strategy import Strategy
+from ..strategy.strategy import Strategy
 
 
 def all_strategies() -> list[type[Strategy]]:

@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ..forecast import History
-from ..schedule import Broadcast
-from ..step import Schedule, Step
-from ..strategy import COMPUTE, CONDITIONAL, Around, Call, Site, Strategy, setting
-from ..windows import check_windows, ends_at, has_step, is_open, starts_at
+from ..strategy.forecast import History
+from ..strategy.setting import setting
+from ..strategy.spacing import Broadcast
+from ..strategy.step import Schedule, Step
+from ..strategy.strategy import COMPUTE, CONDITIONAL, Around, Call, Site, Strategy
+from ..strategy.windows import check_windows, ends_at, has_step, is_open, starts_at
 
 WINDOWS = (
     "spatial_attention_timestep_skip",

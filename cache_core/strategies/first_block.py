@@ -7,10 +7,11 @@ from math import sqrt
 
 from torch import Tensor
 
-from ..features import relative_change, thinned
-from ..forecast import History, safe_weights, safe_weights_on_device
-from ..step import Schedule
-from ..strategy import COMPUTE, FIRST_BLOCK, Around, Call, Site, Strategy, setting
+from ..strategy.forecast import History, safe_weights, safe_weights_on_device
+from ..strategy.setting import setting
+from ..strategy.step import Schedule
+from ..strategy.strategy import COMPUTE, FIRST_BLOCK, Around, Call, Site, Strategy
+from ..strategy.tensors import relative_change, thinned
 
 
 @dataclass

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from ..features import Features
-from ..schedule import Broadcast
-from ..step import Schedule
-from ..strategy import COMPUTE, Around, Call, Site, Strategy, setting
-from ..windows import check_windows, ends_at, has_step, is_open, starts_at
+from ..strategy.setting import setting
+from ..strategy.spacing import Broadcast
+from ..strategy.step import Schedule
+from ..strategy.strategy import COMPUTE, Around, Call, Site, Strategy
+from ..strategy.tensors import Features
+from ..strategy.windows import check_windows, ends_at, has_step, is_open, starts_at
 
 KINDS = ("spatial", "temporal", "cross")
 

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 import torch
 
-from ..forecast import History, recursion_weights, safe_weights
-from ..schedule import published_steps, sigma_spaced_steps
-from ..step import Schedule, Step
-from ..strategy import COMPUTE, Around, Call, Level, Site, Strategy, setting
+from ..strategy.forecast import History, recursion_weights, safe_weights
+from ..strategy.setting import setting
+from ..strategy.spacing import published_steps, sigma_spaced_steps
+from ..strategy.step import Schedule, Step
+from ..strategy.strategy import COMPUTE, Around, Call, Level, Site, Strategy
 
 NOISE_IS_ADDED = (
     "the sampler moves the latent in ways that the model's predictions do not explain (it adds noise, say), so "

@@ -11,7 +11,7 @@ from typing import Any
 
 from cache_core.strategies import all_strategies
 from cache_core.strategies.first_block import FirstBlockCache
-from cache_core.strategy import Strategy
+from cache_core.strategy.strategy import Strategy
 
 VIDEO_WEIGHTS = "tiny_wan.safetensors"
 SAMPLERS = (

@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import ROOT, _register
 
-from cache_core.quality import psnr
+from cache_core.compare.quality import psnr
 
 FRAMES, STEPS = 5, 12
 LATENT = (1, 16, FRAMES, 8, 8)
@@ -89,7 +89,7 @@ def test_all_frames_count_and_the_middle_one_is_shown(compared):
 
 
 def test_the_sheet_shows_the_middle_frame_enlarged(compared):
-    from cache_core.sheet import to_image
+    from cache_core.compare.sheet import to_image
 
     sheet = compared.sheet("title")
     middle = to_image(compared.uncached.pictures[FRAMES // 2]).resize((256, 256), 3)

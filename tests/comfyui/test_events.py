@@ -88,7 +88,7 @@ def running(nodes, browser):
     report.on_call = watched.called
 
     def call(seconds=0.1):
-        from cache_core.report import CallRecord
+        from cache_core.report.record import CallRecord
 
         report.add(
             CallRecord(None, ("positive",), "computed", "", None, 1.0, None, len(report.calls) + 1, None, seconds)

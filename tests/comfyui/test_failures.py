@@ -14,10 +14,10 @@ import pytest
 import torch
 from PIL import Image
 
-from cache_core.call import NO_MEMORY
 from cache_core.demo import server as comfyui
 from cache_core.demo.workflows import node_id, set_inputs, workflow
-from cache_core.run import CacheRun
+from cache_core.run.call import NO_MEMORY
+from cache_core.run.run import CacheRun
 from cache_core.strategies.faster_cache import FasterCache
 from cache_core.strategies.first_block import FirstBlockCache
 from cache_core.strategies.pyramid_attention import PyramidAttentionBroadcast

@@ -239,8 +239,8 @@ def test_with_few_steps_first_block_cache_computes_them_all(few_steps, threshold
 
 @pytest.mark.parametrize("interval", [2, 3])
 def test_with_few_steps_forecasts_are_no_closer_than_fewer_steps(few_steps, interval):
+    from cache_core.compare.quality import psnr
     from cache_core.demo.codec import decode
-    from cache_core.quality import psnr
     from cache_core.strategies.taylorseer import TaylorSeerCache
 
     def closeness(latents):

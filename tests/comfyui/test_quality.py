@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from cache_core.compare.quality import psnr
 from cache_core.demo.codec import FLUX_SCALE, FLUX_SHIFT, decode
-from cache_core.quality import psnr
 from cache_core.strategies.first_block import FirstBlockCache
 from cache_core.strategies.taylorseer import TaylorSeerCache
 

@@ -7,15 +7,15 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from cache_core.call import ModelCall
+from cache_core.compare.quality import psnr
 from cache_core.demo.codec import FLUX_SCALE, FLUX_SHIFT, decode
-from cache_core.quality import psnr
-from cache_core.run import CacheRun
-from cache_core.step import SAME_SIGMA, Schedule
+from cache_core.run.call import ModelCall
+from cache_core.run.run import CacheRun
 from cache_core.strategies.faster_cache import FasterCache
 from cache_core.strategies.first_block import FirstBlockCache
 from cache_core.strategies.pyramid_attention import PyramidAttentionBroadcast
 from cache_core.strategies.taylorseer import NOISE_IS_ADDED, TaylorSeerCache
+from cache_core.strategy.step import SAME_SIGMA, Schedule
 
 STEPS = 12
 DEFAULTS = [FirstBlockCache(), TaylorSeerCache(), PyramidAttentionBroadcast(), FasterCache()]
@@ -230,7 +230,7 @@ def test_a_planned_step_of_heun_is_computed_once_and_no_worse(demo, cached, clos
     plain = demo.shifted(demo.model(), shift)
     once, fewer = closeness(cached(model, strategy), sampler="heun"), closeness(plain, sampler="heun", steps=6)
     assert reports.all[0].computed_share < 0.3
-    monkeypatch.setattr("cache_core.forecast.History.has", lambda self, node: False)
+    monkeypatch.setattr("cache_core.strategy.forecast.History.has", lambda self, node: False)
     twice = closeness(cached(model, strategy), sampler="heun")
     assert reports.all[1].computed_share > 0.5
     assert once >= twice - 2 and once >= fewer + 5

@@ -8,14 +8,14 @@ from dataclasses import dataclass, is_dataclass
 import pytest
 import torch
 
-from cache_core.forecast import History
-from cache_core.run import CacheRun
-from cache_core.step import Schedule
+from cache_core.run.run import CacheRun
 from cache_core.strategies.faster_cache import FasterCache
 from cache_core.strategies.first_block import FirstBlockCache
 from cache_core.strategies.pyramid_attention import PyramidAttentionBroadcast
 from cache_core.strategies.taylorseer import TaylorSeerCache
-from cache_core.strategy import COMPUTE, FIRST_BLOCK, Strategy
+from cache_core.strategy.forecast import History
+from cache_core.strategy.step import Schedule
+from cache_core.strategy.strategy import COMPUTE, FIRST_BLOCK, Strategy
 
 PROMPT = "a big red ball at the center on a blue striped background"
 OFF = [

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cache_core.demo import words
-from cache_core.run import BRANCHES_CHANGE
+from cache_core.run.run import BRANCHES_CHANGE
 from cache_core.strategies.faster_cache import FasterCache
 from cache_core.strategies.first_block import FirstBlockCache
 from cache_core.strategies.pyramid_attention import PyramidAttentionBroadcast

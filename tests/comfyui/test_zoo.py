@@ -24,14 +24,14 @@ from zoo.architecture import is_older
 from zoo.table import Row, rows_in, written
 from zoo.wan import frame_by_frame
 
-from cache_core.forecast import History
-from cache_core.run import CacheRun
+from cache_core.run.run import CacheRun
 from cache_core.strategies import all_strategies
 from cache_core.strategies.faster_cache import FasterCache
 from cache_core.strategies.first_block import FirstBlockCache
 from cache_core.strategies.pyramid_attention import PyramidAttentionBroadcast
 from cache_core.strategies.taylorseer import TaylorSeerCache
-from cache_core.strategy import COMPUTE, FIRST_BLOCK, Strategy
+from cache_core.strategy.forecast import History
+from cache_core.strategy.strategy import COMPUTE, FIRST_BLOCK, Strategy
 
 MODELS = Path(__file__).parents[2] / "docs" / "models.md"
 STEPS = 8

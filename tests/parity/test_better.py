@@ -15,9 +15,9 @@ from recording import executions
 from torch import nn
 
 from cache_core.adapters.diffusers import apply
-from cache_core.features import bytes_held
-from cache_core.forecast import History, newton_weights
+from cache_core.run.memory import bytes_held
 from cache_core.strategies.first_block import FirstBlockCache
+from cache_core.strategy.forecast import History, newton_weights
 
 STEPS = 16
 

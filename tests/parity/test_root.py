@@ -14,7 +14,7 @@ from cache_core.adapters.diffusers import apply, cache_context, disable_cache, e
 from cache_core.adapters.diffusers.api import HOOK_NAMES, _name_and_marker
 from cache_core.adapters.diffusers.root import RootHook, context_of
 from cache_core.strategies.first_block import FirstBlockCache
-from cache_core.strategy import Strategy
+from cache_core.strategy.strategy import Strategy
 
 ModelHook, HookRegistry = diffusers.hooks.ModelHook, diffusers.hooks.HookRegistry
 

@@ -14,8 +14,9 @@ import torch.distributed as dist
 from torch import nn
 from toy import Attending, C, SingleBlock, W, sigmas_of
 
-from cache_core import CacheRun, Schedule, call
-from cache_core.ranks import Ranks
+from cache_core import CacheRun, Schedule
+from cache_core.run import call
+from cache_core.run.ranks import Ranks
 from cache_core.strategies.first_block import FirstBlockCache
 from cache_core.strategies.taylorseer import TaylorSeerCache
 

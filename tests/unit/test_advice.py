@@ -6,8 +6,8 @@ import pytest
 from toy import POSITIVE, ReuseAlways, Sampling, first_latent, sigmas_of
 
 from cache_core import CacheRun, Report, Schedule
-from cache_core.advice import in_words, quantiles_of
-from cache_core.report import CallRecord
+from cache_core.report.advice import in_words, quantiles_of
+from cache_core.report.record import CallRecord
 from cache_core.strategies.faster_cache import FasterCache
 from cache_core.strategies.first_block import FirstBlockCache
 from cache_core.strategies.pyramid_attention import PyramidAttentionBroadcast

@@ -25,10 +25,10 @@ from toy import (
     through_run,
 )
 
-from cache_core.attention import is_attention, kind_of
+from cache_core.model.attention import is_attention, kind_of
 from cache_core.strategies.faster_cache import FasterCache
 from cache_core.strategies.pyramid_attention import PyramidAttentionBroadcast
-from cache_core.strategy import Site
+from cache_core.strategy.strategy import Site
 
 KINDS = {
     "blocks.0.self_attn": "spatial",  # Wan, Cosmos

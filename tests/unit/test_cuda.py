@@ -11,11 +11,11 @@ import torch
 from toy import PICTURE, GuidedSampling, ReuseAlways, Toy, first_latent, relative_error, tensors_in
 
 from cache_core import COMPUTE
-from cache_core.features import relative_change
 from cache_core.strategies.faster_cache import FasterCache
 from cache_core.strategies.first_block import FirstBlockCache
 from cache_core.strategies.pyramid_attention import PyramidAttentionBroadcast
 from cache_core.strategies.taylorseer import TaylorSeerCache
+from cache_core.strategy.tensors import relative_change
 
 cuda = pytest.param(
     "cuda",

@@ -7,8 +7,8 @@ from contextlib import nullcontext
 import pytest
 import torch
 
+from cache_core.compare.quality import psnr
 from cache_core.demo import FLUX_WEIGHTS, LATENT_CODEC, PROMPTS, VAE_WEIGHTS, codec, comparison, sampling, scene, words
-from cache_core.quality import psnr
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from toy import POSITIVE, C, ReuseAlways, Sampling, Toy, first_latent, relative_error, sigmas_of, traces_on
 
-from cache_core.discovery import Lesson
+from cache_core.model.lesson import Lesson
 from cache_core.strategies.first_block import FirstBlockCache
 from cache_core.strategies.taylorseer import TaylorSeerCache
 

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from toy import POSITIVE, C, Sampling, Toy, first_latent, reference, relative_error, sigmas_of, uncached
 
-from cache_core.features import relative_change, thinned
 from cache_core.strategies.first_block import FirstBlockCache
+from cache_core.strategy.tensors import relative_change, thinned
 
 
 def decisions(sampling):

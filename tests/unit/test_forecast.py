@@ -7,7 +7,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from cache_core.forecast import (
+from cache_core.strategy.forecast import (
     WEIGHT_LIMIT,
     History,
     newton_weights,

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from cache_core.hooks import HookRegistry
+from cache_core.model.hooks import HookRegistry
 
 
 def adding(amount):

@@ -7,7 +7,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 from toy import PICTURE, GuidedSampling, Sampling, first_latent
 
-from cache_core.call import SigmaReading
+from cache_core.run.reading import SigmaReading
 from cache_core.strategies.faster_cache import FasterCache
 from cache_core.strategies.first_block import FirstBlockCache
 from cache_core.strategies.pyramid_attention import PyramidAttentionBroadcast

@@ -6,10 +6,10 @@ import pytest
 import torch
 from toy import POSITIVE, TEXTS, Sampling, first_latent
 
-from cache_core.noise import MOST_UNEXPLAINED, LatentPath
-from cache_core.run import CacheRun
-from cache_core.step import Schedule
+from cache_core.run.noise import MOST_UNEXPLAINED, LatentPath
+from cache_core.run.run import CacheRun
 from cache_core.strategies.taylorseer import NOISE_IS_ADDED, TaylorSeerCache
+from cache_core.strategy.step import Schedule
 
 SIGMAS = [1 - step / 12 for step in range(12)]
 SHAPE = (2, 4, 8, 8)

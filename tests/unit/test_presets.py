@@ -8,16 +8,7 @@ from statistics import median
 
 import pytest
 
-from cache_core.presets import (
-    DEMO,
-    OTHER,
-    PRESETS,
-    QUALITIES,
-    TOO_FEW_STEPS,
-    UNET,
-    choose,
-    markdown,
-)
+from cache_core.presets import DEMO, OTHER, PRESETS, QUALITIES, TOO_FEW_STEPS, UNET, choose, markdown
 from cache_core.strategies.first_block import FirstBlockCache
 from cache_core.strategies.taylorseer import TaylorSeerCache
 

@@ -27,7 +27,7 @@ from toy import (
 
 from cache_core import Schedule
 from cache_core.strategies.pyramid_attention import KINDS, PyramidAttentionBroadcast
-from cache_core.windows import is_open
+from cache_core.strategy.windows import is_open
 
 MODULES = {"spatial": "self_attn", "temporal": "temporal_attn", "cross": "cross_attn"}
 ALWAYS = {

@@ -6,7 +6,7 @@ import pytest
 import torch
 from toy import relative_error
 
-from cache_core.quality import psnr, ssim
+from cache_core.compare.quality import psnr, ssim
 
 
 def pictures(*shape, seed=0):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from in_ranks import results_of
 
-from cache_core.ranks import Ranks
+from cache_core.run.ranks import Ranks
 
 WORKER = Path(__file__).with_name("ranks_worker.py")
 LIMIT = 240  # seconds: ranks that disagree wait for each other for ever

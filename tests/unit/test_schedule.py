@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from toy import sigmas_of
 
 from cache_core import Schedule
-from cache_core.schedule import Broadcast, published_steps, sigma_spaced_steps
-from cache_core.step import OpenSchedule
 from cache_core.strategies.taylorseer import TaylorSeerCache
+from cache_core.strategy.spacing import Broadcast, published_steps, sigma_spaced_steps
+from cache_core.strategy.step import OpenSchedule
 
 EVEN = [1.0, 0.75, 0.5, 0.25, 0.0]
 few = settings(max_examples=60, deadline=None)  # a busy machine must not fail a test

@@ -6,13 +6,13 @@ import math
 import pytest
 import torch
 
-from cache_core.side_by_side import NO_TWIN, Sampled, SideBySide, aligned, described
+from cache_core.compare.side_by_side import NO_TWIN, Sampled, SideBySide, aligned, described
 from cache_core.strategies import all_strategies
 from cache_core.strategies.first_block import FirstBlockCache
 from cache_core.strategies.taylorseer import TaylorSeerCache
 
 pytest.importorskip("PIL", reason="sheets are drawn with Pillow, which every ComfyUI has")
-from cache_core import sheet as drawing
+from cache_core.compare import sheet as drawing
 
 PICTURE = torch.rand(1, 3, 40, 60, generator=torch.Generator().manual_seed(0))
 LONGEST = max((name for kind in all_strategies() for name in vars(kind()) if name.islower()), key=len)

@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_leaves
 from toy import NEGATIVE, POSITIVE, C, ReuseAlways, Sampling, Toy, first_latent, relative_error
 
 from cache_core import COMPUTE, CacheRun, Schedule
-from cache_core.forecast import History
+from cache_core.strategy.forecast import History
 
 
 def outputs_of(model, level="output", count=4, **settings):

@@ -6,7 +6,7 @@ from torch import nn
 from toy import IMAGE, NEGATIVE, POSITIVE, C, ReuseAlways, Sampling, Toy, W, first_latent, relative_error, sigmas_of
 
 from cache_core import CacheRun, Schedule
-from cache_core.sites import ONLY_BLOCK
+from cache_core.run.stack import ONLY_BLOCK
 from cache_core.strategies.first_block import FirstBlockCache
 from cache_core.strategies.taylorseer import TaylorSeerCache
 

@@ -6,9 +6,9 @@ from torch import nn
 from toy import C, Sampling, Toy, first_latent, reference, relative_error, sigmas_of, tensors_in, uncached
 
 from cache_core import Schedule
-from cache_core.forecast import History
 from cache_core.strategies.taylorseer import TaylorSeerCache
-from cache_core.strategy import Site
+from cache_core.strategy.forecast import History
+from cache_core.strategy.strategy import Site
 
 
 def sampled(toy, strategy, **settings):

@@ -28,7 +28,7 @@ from toy import (
     traces_on,
 )
 
-from cache_core import evaluation
+from cache_core.run import evaluation
 from cache_core.strategies.faster_cache import FasterCache
 from cache_core.strategies.first_block import FirstBlockCache
 from cache_core.strategies.pyramid_attention import PyramidAttentionBroadcast

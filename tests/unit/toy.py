@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from cache_core import COMPUTE, CacheRun, Report, Schedule, Strategy
-from cache_core.forecast import History
+from cache_core.strategy.forecast import History
 
 C, W, IMAGE, TEXT = 4, 16, 10, 6
 PICTURE = (6, 10)  # height, width of latents that are pictures

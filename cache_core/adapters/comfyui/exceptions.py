@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from ...strategy import Strategy
+from ...strategy.strategy import Strategy
 
 # Blocks, by their class, that the model runs by another method than forward.
 METHODS = {

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ...run import CacheRun
+from ...run.run import CacheRun
 
 POOL = "multigpu_thread_pool"  # the model option that holds comfy.multigpu.MultiGPUThreadPool
 CLONES = "multigpu_clones"  # the one that holds the clones, patchers by device

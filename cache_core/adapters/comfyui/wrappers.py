@@ -20,11 +20,11 @@ import torch
 from comfy.model_sampling import ModelSamplingDiscrete
 from comfy.patcher_extension import WrappersMP
 
-from ...compiled import uncompiled
-from ...report import Report
-from ...run import CacheRun
-from ...step import Schedule
-from ...strategy import Strategy
+from ...model.compiled import uncompiled
+from ...report.report import Report
+from ...run.run import CacheRun
+from ...strategy.step import Schedule
+from ...strategy.strategy import Strategy
 from .exceptions import METHODS, MIXING, OTHER_CACHES, SWAPPING, refuse_other_caches, why_computed
 from .threads import POOL, Threads
 from .weights import FETCHED_ALL_THE_SAME, are_fetched_ahead, fetch_no_more_blocks

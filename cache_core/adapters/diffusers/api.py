@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from ...strategy import Strategy
+from ...strategy.strategy import Strategy
 
 if TYPE_CHECKING:
-    from ...report import Report
+    from ...report.report import Report
     from .root import Engine, RootHook
 
 logger = logging.getLogger(__name__)

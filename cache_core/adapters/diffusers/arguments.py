@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...features import tensors_in
+from ...model.structure import tensors_in
 
 TIMESTEPS = ("timestep", "timesteps", "t")
 CONDITIONINGS = ("encoder_hidden_states", "cap_feats", "text_bth", "encoder_hidden_states_llama3", "input_ids")

@@ -16,12 +16,13 @@ import torch
 from diffusers.hooks.hooks import CacheContext
 from torch import Tensor, nn
 
-from ...call import SigmaReading
-from ...features import copied, taken_apart
-from ...hooks import HookRegistry
-from ...ranks import Ranks
-from ...report import Report
-from ...run import CacheRun
+from ...model.hooks import HookRegistry
+from ...model.structure import taken_apart
+from ...report.report import Report
+from ...run.ranks import Ranks
+from ...run.reading import SigmaReading
+from ...run.run import CacheRun
+from ...strategy.tensors import copied
 from .arguments import Arguments
 from .configs import settings_of
 from .guidance import GIVEN, JOINED, WITHOUT, Apart, joined_output

@@ -11,13 +11,13 @@ from typing import Any
 import diffusers.hooks
 from torch import nn
 
-from ...discovery import block_lists
-from ...step import Step
+from ...model.chains import block_lists
 from ...strategies.faster_cache import FasterCache
 from ...strategies.first_block import FirstBlockCache
 from ...strategies.pyramid_attention import PyramidAttentionBroadcast
 from ...strategies.taylorseer import ATTENTION_OR_FEED_FORWARD, TaylorSeerCache
-from ...strategy import Site, Strategy
+from ...strategy.step import Step
+from ...strategy.strategy import Site, Strategy
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...features import Structure, taken_apart
+from ...model.structure import Structure, taken_apart
 from .arguments import Arguments
 
 GIVEN, WITHOUT, JOINED = "cond", "uncond", "cond_uncond"  # diffusers' names of the contexts; joined is [without, with]

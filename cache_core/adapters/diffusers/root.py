@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from ...hooks import unseen
+from ...model.hooks import unseen
 
 try:
     from diffusers.hooks.hooks import CacheContext, HookRegistry, ModelHook, StateManager

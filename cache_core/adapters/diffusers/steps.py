@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ...step import HIGHEST_FLOW_SIGMA, SAME_SIGMA, OpenSchedule, Schedule
+from ...strategy.step import HIGHEST_FLOW_SIGMA, SAME_SIGMA, OpenSchedule, Schedule
 
 FIRST_WHEN_COUNTING_UP = 0.01  # no run begins with a clean picture
 ROUNDING = 2**-8  # relative: timesteps come in bfloat16

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from cache_core.features import taken_apart
+from cache_core.model.structure import taken_apart
 
 from .architecture import Architecture, Draw
 

@@ -8,7 +8,7 @@ from typing import Any, Generic, TypeVar
 from diffusers.hooks.hooks import CacheContext
 from torch import nn
 
-from ....hooks import Around, HookRegistry
+from ....model.hooks import Around, HookRegistry
 
 State = TypeVar("State")
 

@@ -22,17 +22,16 @@ the level `guidance` it is the noise prediction without the prompt; its features
 
 from __future__ import annotations
 
-import reprlib
 from collections.abc import Callable, Generator
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from enum import Enum
 from typing import Any, ClassVar, Literal, Protocol, get_args
 
 from torch import Tensor
 
-from .attention import Kind
-from .features import Features
+from .setting import _check
 from .step import Schedule, Step
+from .tensors import Features
 
 Level = Literal["output", "model", "block", "module", "attention", "guidance"]
 
@@ -48,7 +47,6 @@ class Request(Enum):
 FIRST_BLOCK = Request.FIRST_BLOCK  # level model only: the first block; answered with what it adds to the main stream
 CONDITIONAL = Request.CONDITIONAL  # level guidance only: the prediction with the prompt; answered with it
 COMPUTE = Request.COMPUTE  # all of the site that is not computed yet; answered with its features
-
 Around = Generator[Request, Features, Features | None]
 
 
@@ -149,34 +147,5 @@ class Strategy:
                 _check(self.title, setting_field.name, value, default, setting_field.metadata)
 
 
-def setting(
-    default: Any,
-    help: str,
-    *,
-    minimum: float | None = None,
-    maximum: float | None = None,
-    choices: tuple[str, ...] = (),
-    step: float | None = None,
-    shown: bool = True,
-) -> Any:
-    """A field of a strategy: its default, its range or choices, and the words a user reads.
-
-    `shown=False` keeps it off the node: for scripts and for parity with other implementations.
-    """
-    metadata = dict(help=help, minimum=minimum, maximum=maximum, choices=choices, step=step, shown=shown)
-    return field(default=default, metadata=metadata)
-
-
-def _check(title: str, name: str, value: Any, default: Any, allowed: Any) -> None:
-    low, high, choices = allowed["minimum"], allowed["maximum"], allowed["choices"]
-    told = f"{title}: {name} is {reprlib.repr(value)}"  # shortened: nodes may hand on anything
-    if choices and not (isinstance(value, str) and value in choices):
-        raise ValueError(f"{told}. Choose one of: {', '.join(choices)}.")
-    if isinstance(default, bool) and not isinstance(value, bool):
-        raise ValueError(f"{told}. Set it to True or False.")
-    if low is None:
-        return
-    whole = " a whole number" if isinstance(default, int) else ""
-    is_number = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
-    if not is_number or not low <= value <= high:  # NaN is not
-        raise ValueError(f"{told}. Set it to{whole or ' a number'} between {low:g} and {high:g}.")
+# "spatial" is self-attention: of the picture, or of text and picture jointly.
+Kind = Literal["spatial", "temporal", "cross"]

@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from itertools import zip_longest
-from math import isfinite
 from statistics import median
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
-import torch
-
+from ..strategy.strategy import Level, Strategy
 from .advice import quantiles_of, warnings_of
-from .step import Step
-from .strategy import Level, Strategy
+from .record import CallRecord
 
 logger = logging.getLogger(__name__)
-
 ACTIONS = ("computed", "reused", "forecast")
 WORK: dict[Level, str] = {  # what is counted where a strategy steps in
     "output": "blocks",
@@ -28,101 +23,6 @@ WORK: dict[Level, str] = {  # what is counted where a strategy steps in
     "attention": "attentions",
     "guidance": "predictions",
 }
-
-
-class Stopwatch:
-    """Times a `with` block on the device, without waiting for it until the seconds are read."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._on_cuda = device.type == "cuda"
-
-    def __enter__(self) -> None:
-        self._began = self._now()
-
-    def __exit__(self, *_: object) -> None:
-        self._ended = self._now()
-
-    @property
-    def seconds(self) -> float:
-        if not self._on_cuda:
-            return self._ended - self._began
-        self._ended.synchronize()
-        return self._began.elapsed_time(self._ended) / 1000
-
-    @property
-    def is_ready(self) -> bool:
-        """Whether reading the seconds would not wait."""
-        return not self._on_cuda or self._ended.query()
-
-    def _now(self) -> Any:
-        if not self._on_cuda:
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        return event
-
-
-class StepReading(Protocol):
-    """The step of a call: `is_ready` if reading it would not wait for the device."""
-
-    is_ready: bool
-
-    def __call__(self) -> Step: ...
-
-
-@dataclass
-class CallRecord:
-    """One model call. What is still on the device is read in `settle`, when the run is over."""
-
-    step_of_call: StepReading | None
-    branches: tuple[str, ...]
-    action: str  # computed, reused or forecast
-    reason: str
-    measure: float | None  # what the strategy compared with its threshold
-    computed_share: float  # of the blocks, or of the sites where the strategy has others
-    watch: Stopwatch | None
-    evaluation: int = 0  # all model calls of one evaluation have its number
-    step: Step | None = None
-    seconds: float | None = None
-    threshold: float | None = None
-    strategy: str = ""  # title of the one that reused, or gave the reason
-
-    def settle(self) -> None:
-        """Read step and seconds, and let go of what they are read from."""
-        if self.watch is not None:
-            self.step, self.seconds = self.step_of_call(), self.watch.seconds
-            self.step_of_call = self.watch = None
-
-    def settle_if_ready(self) -> None:
-        """Read now what needs no waiting for the device. What does stays unknown until `settle`."""
-        watch, step_of_call = self.watch, self.step_of_call  # another thread may let go of them meanwhile
-        if self.seconds is None and watch is not None and watch.is_ready:
-            self.seconds = watch.seconds
-        if self.step is None and step_of_call is not None and step_of_call.is_ready:
-            self.step = step_of_call()
-
-    def abandon(self) -> None:
-        """Let go of the device: what is not known stays so."""
-        self.settle_if_ready()
-        self.step_of_call = self.watch = None
-
-    def as_dict(self) -> dict[str, Any]:
-        """As far as it is known, ready for JSON."""
-        return {
-            "step": self.step.index if self.step else None,
-            "sigma": self.step.sigma if self.step else None,
-            "evaluation": self.evaluation,
-            "branches": list(self.branches),
-            "action": self.action,
-            "strategy": self.strategy,
-            "reason": self.reason,
-            "measure": self.measure if self.measure is not None and isfinite(self.measure) else None,
-            "threshold": self.threshold,
-            "computed_share": self.computed_share,
-            "seconds": self.seconds,
-        }
-
-
 State = Literal["running", "finished", "stopped"]
 
 

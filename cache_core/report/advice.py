@@ -8,7 +8,8 @@ from statistics import quantiles
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .report import CallRecord, Report
+    from .record import CallRecord
+    from .report import Report
 
 PERCENTS = (50, 75, 95)
 FEWEST = 4  # measures; quantiles of fewer say nothing

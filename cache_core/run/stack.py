@@ -1,120 +1,28 @@
-"""How a strategy steps in: at one module, or along a stack of blocks that the model's own loop runs."""
+"""How a strategy steps in along the stack of blocks, in the model's own loop."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from .discovery import BlockPlan, Passage
-from .features import (
-    Features,
-    copied,
-    has_rows,
-    is_feature,
-    join_rows,
-    rows_layout,
-    same_layout,
-    split_rows,
-    taken_apart,
-    tensors_in,
-)
-from .strategy import COMPUTE, CONDITIONAL, FIRST_BLOCK, Around, Request
+from ..model.chains import BlockPlan
+from ..model.hooks import Forward
+from ..model.lesson import Passage
+from ..model.structure import tensors_in
+from ..strategy.strategy import COMPUTE, FIRST_BLOCK, Request
+from ..strategy.tensors import Features, copied, same_layout
+from .memory import BlocksRan
+from .rows import has_rows, join_rows, rows_layout, split_rows
+from .visit import Branches
 
 if TYPE_CHECKING:
-    from .call import Visit
+    from .visit import Visit
 
-Forward = Callable[..., Any]
-BlocksRan = set[tuple[int, int]]  # (chain, index of the block)
 OTHER_BLOCKS = "some model calls ran other blocks than the first call, another node's perhaps; they were all computed"
 ONLY_BLOCK = "the first block is the only one, so what enters it is tested instead"
-
-
-class Branches:
-    """A strategy's `around` at one site in one model call, run for every branch of the batch at the same pace."""
-
-    def __init__(self, arounds: Sequence[Around], may_reuse: bool) -> None:
-        self._asking: dict[int, Around] = dict(enumerate(arounds))
-        self._answers: list[Features | None] = [None] * len(arounds)
-        self._may_reuse = may_reuse
-
-    def decide(self, computed: list[Features] | None = None) -> Request | list[Features]:
-        """What to compute next or, if every branch gave an answer and none is new here, the answers.
-
-        `computed` is what the branches asked for last, one for each.
-        """
-        requests = set()
-        for branch, around in list(self._asking.items()):
-            try:
-                requests.add(around.send(computed[branch] if computed else None))
-            except StopIteration as stop:
-                self._answers[branch] = stop.value
-                del self._asking[branch]
-        if len(requests) > 1 or (computed and requests - {COMPUTE}):
-            raise RuntimeError(
-                "A strategy must ask for the same in all branches: first for a part at most once, then for COMPUTE."
-            )
-        if not requests and self._may_reuse and all(answer is not None for answer in self._answers):
-            return self._answers
-        return requests.pop() if requests else COMPUTE
-
-    def keep(self, computed: list[Features]) -> None:
-        """Hand the branches what was computed, the last thing they asked for."""
-        self.decide(computed)
-        if self._asking:
-            raise RuntimeError("A strategy asked again after the whole site was computed. Yield COMPUTE once, last.")
-
-
-def at_module(visit: Visit, forward: Forward, args: tuple, kwargs: dict) -> Any:
-    """One module's output: the strategy's, or the module's own."""
-    if visit.is_barred:
-        return forward(*args, **kwargs)
-    inputs = [tensor for tensor in tensors_in((args, kwargs)).values() if is_feature(tensor)]
-    if not has_rows(inputs[:1], visit.branch_count):
-        visit.take_as_one()
-    branches = visit.branches(rows_layout(inputs, visit.branch_count))
-    decision = branches.decide()
-    if isinstance(decision, list):
-        visit.answered()
-        return visit.structure.filled_with(copied(join_rows(decision)))  # a copy: the model may write into it
-    output = forward(*args, **kwargs)
-    visit.unit_computed()
-    if decision is FIRST_BLOCK:
-        visit.note("there is no first block to test, so every call is computed")
-        return output
-    features, structure = taken_apart(output)
-    parts = split_rows(features, visit.branch_count) if features else None
-    if parts is not None and not structure.has_other_tensors:
-        branches.keep([copied(part) for part in parts])  # each its own: what one branch drops is free
-        visit.kept(structure)
-    else:
-        visit.bar()
-    return output
-
-
-def at_guidance(visit: Visit, predict: Callable[[bool, bool], tuple]) -> tuple[Tensor, Tensor]:
-    """The noise predictions with and without the prompt: the model's own, or the strategy's for the one without.
-
-    `predict(with, without)` computes those that are wanted.
-    """
-    branches = visit.branches(())
-    decision = branches.decide()
-    if decision is CONDITIONAL:
-        conditional, _ = predict(True, False)
-        with visit.call.watch:
-            decision = branches.decide([copied([conditional])])
-        if isinstance(decision, list):
-            visit.answered()
-            return conditional, decision[0][0]
-        _, unconditional = predict(False, True)
-    else:
-        conditional, unconditional = predict(True, True)
-    visit.unit_computed()
-    branches.keep([copied([conditional, unconditional])])
-    visit.kept()
-    return conditional, unconditional
 
 
 class BlockStack:
@@ -278,42 +186,3 @@ def keep_passages(visit: Visit, plan: BlockPlan, passages: Sequence[Passage]) ->
         visit.kept(
             ran={(chain, index) for chain, members in enumerate(plan.chains) for index in range(len(members.blocks))}
         )
-
-
-class Rehearsal:
-    """Passes through the chains without computing anything: each gives what it gave in the call learned from."""
-
-    def __init__(self, plan: BlockPlan, passages: Sequence[Passage], on_blocks_left_out: Callable[[], None]) -> None:
-        self.plan, self.passages, self.on_blocks_left_out = plan, passages, on_blocks_left_out
-        self.entered: Tensor | None = None  # main stream that entered the chain that leads
-        self.running: set[int] = set()  # chains that have begun and not ended
-        self.misled: set[int] = set()  # chains that begin amid another, with what its skipped blocks did not make
-        self.is_as_learned = True
-
-    @property
-    def saw_the_same(self) -> bool:
-        """Whether the chain that leads was given what it was given in the call learned from. Waits for the device."""
-        return self.entered is not None and torch.equal(
-            self.entered, self.passages[0].entered[self.plan.chains[0].main]
-        )
-
-    def block(self, chain: int, index: int, forward: Forward, args: tuple, kwargs: dict) -> Any:
-        """Stands in for one block's forward."""
-        members = self.plan.chains[chain]
-        streams = members.wirings[index].streams_in(args, kwargs)
-        if index == 0:
-            self.is_as_learned &= same_layout(streams, self.passages[chain].entered)
-            if self.running and not all(map(torch.equal, streams, self.passages[chain].entered)):
-                self.misled.add(chain)
-            self.running.add(chain)
-            streams = list(copied(streams))
-            if chain == 0 and self.plan.runs_first:
-                forward(*args, **kwargs)
-            if chain == 0:
-                self.entered = streams[members.main].clone()
-                self.on_blocks_left_out()
-        if index == len(members.blocks) - 1:
-            self.running.discard(chain)
-            for stream, value in zip(members.ends, copied(self.passages[chain].left)):
-                streams[stream] = value
-        return members.wirings[index].returned(streams)

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .features import Features, same_layout
 from .step import SAME_SIGMA
+from .tensors import Features, same_layout
 
 WEIGHT_LIMIT = (
     3.0  # 2-norm: above it a forecast magnifies the roughness of what it is made of (measured on a trained model)

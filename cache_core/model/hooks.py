@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+Forward = Callable[..., Any]
 Around = Callable[..., Any]  # around(forward, *args, **kwargs): what the module shall return
 
 

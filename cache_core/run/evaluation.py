@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from .compiled import uncompiled
+from ..model.compiled import uncompiled
 
 if TYPE_CHECKING:
-    from .call import SigmaReading
-    from .strategy import Site
+    from ..strategy.strategy import Site
+    from .reading import SigmaReading
 
 PATIENCE = 60.0  # seconds: the call that leads begins with the others, but may run a ControlNet or load weights first
 NO_LEADER = "the branches' threads could not agree in time, so everything is computed: run them in one thread"

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import re
-from typing import Literal
 
 from torch import nn
 
-# "spatial" is self-attention: of the picture, or of text and picture jointly.
-Kind = Literal["spatial", "temporal", "cross"]
+from ..strategy.strategy import Kind
 
 # The names that models give their attention modules, the last part of the dotted name. Not those of what stands around
 # them: layer_norm_self_attn, adaln_modulation_cross_attn (Cosmos), compress_to_attn, expand_from_attn (PixelDiT).

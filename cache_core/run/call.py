@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from math import inf
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from .attention import Kind, kind_of
-from .compiled import entry_of
-from .discovery import Lesson
-from .failures import SHAPES_DO_NOT_FIT, is_of_the_device, is_out_of_memory
-from .features import Layout, Structure, all_finite, is_feature, relative_error
-from .hooks import HookRegistry
-from .report import CallRecord, Stopwatch
-from .sites import BlocksRan, BlockStack, Branches, Rehearsal, at_guidance, at_module, keep_passages
-from .step import Schedule, Step
-from .strategy import GUIDANCE, Site
+from ..model.attention import kind_of
+from ..model.compiled import entry_of
+from ..model.failures import SHAPES_DO_NOT_FIT, is_of_the_device, is_out_of_memory
+from ..model.hooks import HookRegistry
+from ..model.lesson import Lesson
+from ..model.rehearsal import Rehearsal
+from ..model.structure import all_finite, is_feature, relative_error
+from ..report.record import CallRecord, Stopwatch
+from ..strategy.step import Step
+from ..strategy.strategy import GUIDANCE, Kind, Site
+from .reading import SigmaReading, StepOfCall
+from .sites import at_guidance, at_module
+from .stack import BlockStack, keep_passages
+from .visit import Visit
 
 if TYPE_CHECKING:
     from .run import CacheRun
@@ -31,63 +34,6 @@ NO_NUMBER = "the model's output holds NaN or infinity"
 SHAPES_CHANGE = "their shapes change"
 UNCOMPILED = "blocks run without torch.compile: this cache steps in inside them; one at level model or output keeps it"
 MOST_REHEARSAL_ERROR = 0.01  # of the output's norm: a plan read right gives 0 but for kernels that vary
-
-
-class SigmaReading:
-    """A sigma on the device, and its value once that has been read, or where it is known already.
-
-    What else there is to know of the evaluation, `unexplained` of the latent's move, is read in the same transfer.
-    """
-
-    def __init__(self, sigma: Tensor, value: float | None = None, unexplained: Tensor | None = None) -> None:
-        self.tensor = sigma.detach().to(torch.float32).max()
-        self._value, self._beside = value, () if unexplained is None else (unexplained,)
-        self._unexplained = 0.0
-
-    @property
-    def value(self) -> float:
-        """Waits for the device the first time."""
-        if self._value is None:
-            self._read()
-        return self._value
-
-    @property
-    def unexplained(self) -> float:
-        """Of the latent's move; 0 where nothing is known of it. Waits for the device the first time."""
-        if self._value is None:
-            self._read()
-        return self._unexplained
-
-    @property
-    def is_ready(self) -> bool:
-        """Whether reading the value would not wait for the device."""
-        return self._value is not None or self.tensor.device.type == "cpu"
-
-    def read_with(self, other: Tensor) -> float:
-        """Another number's value; the sigma is read in the same transfer."""
-        return other.item() if self._value is not None else self._read(other)[0]
-
-    def _read(self, *others: Tensor) -> list[float]:
-        numbers = (self.tensor, *self._beside, *others)
-        self._value, *rest = torch.stack([number.to(self.tensor) for number in numbers]).tolist()
-        if self._beside:
-            self._unexplained = rest.pop(0)
-        return rest
-
-
-@dataclass(frozen=True)
-class StepOfCall:
-    """Reads where in the schedule a model call was."""
-
-    schedule: Schedule
-    sigma: SigmaReading
-
-    @property
-    def is_ready(self) -> bool:
-        return self.sigma.is_ready
-
-    def __call__(self) -> Step:
-        return self.schedule.step_at(self.sigma.value)
 
 
 class ModelCall:
@@ -344,119 +290,6 @@ class ModelCall:
                 self._running.pop()
 
         return around
-
-
-class Visit:
-    """One strategy at one site in one model call: the way from its branches to their memories and to the report."""
-
-    def __init__(self, call: ModelCall, number: int, site: Site) -> None:
-        self.call, self.number, self.site = call, number, site
-        self.calls: list[BranchCall] = []
-        self.was_answered = False
-        self.units = call.plan.block_count if site.level == "model" else 1
-        self.units_computed = self.units if self.is_barred else 0
-        self._contexts = call.contexts
-
-    @property
-    def branch_count(self) -> int:
-        return len(self._contexts)
-
-    def take_as_one(self) -> None:
-        """The branches can't be told apart in the features here: together they are one."""
-        self._contexts = (self._contexts,)
-
-    @property
-    def structure(self) -> Structure:
-        """What this site's module returned around its tensors when it was last computed, for the first branch."""
-        return self._memories[0].structure
-
-    def branches(self, layout: Layout) -> Branches:
-        """The strategy, started once for each branch with that branch's state.
-
-        `layout` is the shapes of each branch's inputs here; features kept from others can't be used.
-        """
-        run, strategy = self.call.run, self.call.run.strategies[self.number]
-        self._layout = layout
-        self._memories = [run.memory(context, self.number, self.site) for context in self._contexts]
-        if any(memory.layout != layout for memory in self._memories):
-            self.call.evaluation.must_compute.add(self.number)
-        may_reuse = self.number not in self.call.evaluation.must_compute and not self.call.evaluation.all_compute
-        self.calls = [BranchCall(self.call, self.number, self.site, may_reuse) for _ in self._memories]
-        arounds = [strategy.around(call, memory.state) for call, memory in zip(self.calls, self._memories)]
-        return Branches(arounds, may_reuse)
-
-    @property
-    def is_barred(self) -> bool:
-        """Whether the strategy is kept out here."""
-        return (self.number, self.site) in self.call.run.barred
-
-    def bar(self) -> None:
-        """What this site gives can't be kept: keep the strategy out from now on, so that it may reuse elsewhere."""
-        self.call.run.barred.add((self.number, self.site))
-        self.note(f"{self.site.name or 'the model'} always runs: it returns something that can't be kept")
-
-    def answered(self) -> None:
-        """The strategy stands in for this site."""
-        self.was_answered = True
-        if self.site.level == "model":
-            self.call.run.on_blocks_left_out()
-
-    def kept(self, structure: Structure | None = None, ran: BlocksRan | None = None) -> None:
-        """The site was computed and the branches have what they wanted of it."""
-        for memory in self._memories:
-            memory.layout, memory.structure, memory.ran = self._layout, structure, ran
-        self.call.kept_something = True
-
-    def ran_alike(self, ran: BlocksRan) -> bool:
-        """Whether the same blocks ran in what the branches keep, or they keep nothing yet."""
-        return all(memory.ran in (None, ran) for memory in self._memories)
-
-    def forget(self) -> None:
-        """The branches' features are of no more use."""
-        self.call.run.forget(self._contexts)
-
-    def unit_computed(self) -> None:
-        """A block of the stack, or the module, was computed."""
-        self.units_computed = min(self.units_computed + 1, self.units)
-
-    def note(self, text: str) -> None:
-        """Say something in the report, once."""
-        self.call.run.report.note(text)
-
-
-@dataclass
-class BranchCall:
-    """See `strategy.Call`."""
-
-    model_call: ModelCall
-    number: int
-    site: Site
-    may_reuse: bool
-    reason: str = "nothing to reuse yet"
-    measure: float | None = None
-    threshold: float | None = None
-    order: int = 0
-
-    @property
-    def schedule(self) -> Schedule:
-        return self.model_call.run.schedule
-
-    @property
-    def step(self) -> Step:
-        return self.model_call.step
-
-    @property
-    def adds_noise(self) -> bool:
-        return self.model_call.run.adds_noise
-
-    def measured(self, measure: Callable[[Tensor], Tensor]) -> float:
-        return self.model_call.measured(self.number, self.site, measure)
-
-    def total(self, part: Tensor) -> Tensor:
-        return self.model_call.run.ranks.total(part)
-
-    def note(self, text: str) -> None:
-        self.model_call.run.report.note(text)
 
 
 def _handing_over(stand_in: Callable[..., Any]) -> Callable[..., Any]:

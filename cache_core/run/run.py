@@ -5,23 +5,22 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, get_args
 
 from torch import Tensor, nn
 
-from .attention import Kind, is_attention, kind_of
-from .call import ModelCall, SigmaReading
-from .compiled import INSIDE, Compilation, own_name, uncompiled
-from .discovery import BlockPlan, block_lists
+from ..model.attention import is_attention, kind_of
+from ..model.chains import BlockPlan, block_lists
+from ..model.compiled import INSIDE, Compilation, own_name, uncompiled
+from ..report.report import Report
+from ..strategy.step import Schedule
+from ..strategy.strategy import Kind, Level, Site, Strategy
+from .call import ModelCall
 from .evaluation import NO_LEADER, Evaluation
-from .features import Layout, Structure, bytes_held
+from .memory import Memory, bytes_held
 from .noise import MOST_UNEXPLAINED, LatentPath
 from .ranks import Ranks
-from .report import Report
-from .sites import BlocksRan
-from .step import Schedule
-from .strategy import Level, Site, Strategy
+from .reading import SigmaReading
 
 MOST_LESSONS = 4  # two branches of a prompt, twice
 MOST_CHANGES = 4  # in a row: a prompt with a range that ends begins and ends another within two
@@ -29,16 +28,6 @@ BRANCHES_CHANGE = (
     "the branches of the prompt are others at every evaluation (context windows that move, LoRA keyframes), and new "
     "ones have nothing to reuse: choose static windows, or fewer keyframes"
 )
-
-
-@dataclass
-class Memory:
-    """What one branch keeps at one site."""
-
-    state: Any
-    layout: Layout | None = None  # shapes of the inputs of the call that was kept last; None before the first
-    structure: Structure | None = None  # what its output held besides tensors, at a module
-    ran: BlocksRan | None = None  # which blocks ran in that call, along the stack
 
 
 class CacheRun:

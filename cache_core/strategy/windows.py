@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from .setting import setting
 from .step import SAME_SIGMA, Schedule, Step
-from .strategy import Strategy, setting
+from .strategy import Strategy
 
 
 def starts_at(default: int, what: str) -> Any:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from ..strategy.strategy import Strategy
 from .quality import psnr, ssim
-from .strategy import Strategy
 
 if TYPE_CHECKING:
     from PIL import Image

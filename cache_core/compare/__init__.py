@@ -1,0 +1,1 @@
+"""Pictures side by side: measures of likeness, the table, the sheet."""

@@ -1,0 +1,1 @@
+"""One sampling run: what it is, at the bottom, and what drives it, on top."""
