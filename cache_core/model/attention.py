@@ -6,7 +6,7 @@ import re
 
 from torch import nn
 
-from ..strategy.strategy import Kind
+from ..strategy.strategy import AttentionKind
 
 # The names that models give their attention modules, the last part of the dotted name. Not those of what stands around
 # them: layer_norm_self_attn, adaln_modulation_cross_attn (Cosmos), compress_to_attn, expand_from_attn (PixelDiT).
@@ -23,7 +23,7 @@ def is_attention(name: str) -> bool:
     return _ATTENTION.fullmatch(name.rpartition(".")[2]) is not None
 
 
-def kind_of(name: str, module: nn.Module | None = None) -> Kind:
+def kind_of(name: str, module: nn.Module | None = None) -> AttentionKind:
     """The kind of attention of a module, or of the block an attention operation runs in, by its dotted name.
 
     A module that says of itself whether it is cross-attention, as those of diffusers do, is believed.

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from .compiled import own_name, uncompiled
 from .structure import Path, Structure, at_path
 
-Kind = tuple[torch.Size, torch.dtype]
+TensorKind = tuple[torch.Size, torch.dtype]
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Wiring:
 
     takes: tuple[Path, ...]  # to each stream in (args, kwargs)
     gives: tuple[Path | None, ...]  # to it in the return value; None where it ends here
-    extras: dict[Path, Kind]  # tensors that it returns besides the streams
+    extras: dict[Path, TensorKind]  # tensors that it returns besides the streams
     order: tuple[Path, ...]  # in which the return value holds all of them
     returns: Structure
     arguments: frozenset[Path]  # the tensors it is given

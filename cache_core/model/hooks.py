@@ -38,7 +38,7 @@ class HookRegistry:
         self._hooks.extend(other._hooks)
 
     @property
-    def places(self) -> dict[nn.Module, str]:
+    def hooked(self) -> dict[nn.Module, str]:
         """The modules that have a hook, and the attribute that it stands in for."""
         return {module: method for module, _, method in self._hooks}
 

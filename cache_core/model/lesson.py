@@ -10,10 +10,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..strategy.tensors import Features, copied
-from .chains import BlockPlan, Chain, Kind, Wiring, block_lists, weights_in
+from .chains import BlockPlan, Chain, TensorKind, Wiring, block_lists, weights_in
 from .compiled import entry_of, uncompiled
 from .hooks import Around, HookRegistry
-from .structure import Path, Structure, is_tensor, taken_apart, tensors_in
+from .structure import Path, Structure, flattened, is_tensor, tensors_in
 
 SMALLEST_SHARE = 0.1  # of the parameters in all chains: refiners and heads below it cost next to nothing
 LEAST_OF_MODEL = 0.5  # of the parameters in all lists in use: a U-Net's transformers are not what it consists of
@@ -31,8 +31,8 @@ class _Ran:
     took: dict[Path, Tensor]  # dropped once the next block has run, but for their kind
     links: list[tuple[Path, Path]] = field(default_factory=list)  # (where the block before gave it, where we took it)
     gave: dict[Path, Tensor] = field(default_factory=dict)  # dropped likewise
-    kinds_taken: dict[Path, Kind] = field(default_factory=dict)
-    kinds_given: dict[Path, Kind] = field(default_factory=dict)
+    kinds_taken: dict[Path, TensorKind] = field(default_factory=dict)
+    kinds_given: dict[Path, TensorKind] = field(default_factory=dict)
     entered: dict[Path, Tensor] = field(default_factory=dict)  # first block: copies of what it took and passes on
     left: dict[Path, Tensor] = field(default_factory=dict)  # first and last block: copies of what it gave
     returns: Structure | None = None
@@ -44,7 +44,7 @@ class _Ran:
 
 
 @dataclass(frozen=True)
-class Passage:
+class ChainStreams:
     """The streams of one chain in the call that was learned from; copies."""
 
     entered: tuple[Tensor, ...]
@@ -96,10 +96,10 @@ class Lesson:
             return BlockPlan(notes=(NO_CHAIN,) if plan.chains else plan.notes)
         return plan
 
-    def passage(self, chain: Chain) -> Passage:
+    def streams_of(self, chain: Chain) -> ChainStreams:
         """What went through this chain."""
         first, last = self.runs[chain.name][0], self.runs[chain.name][-1]
-        return Passage(
+        return ChainStreams(
             entered=tuple(first.entered[path] for path in chain.wirings[0].takes),
             after_first=tuple(first.left.get(path) for path in chain.wirings[0].gives),
             left=tuple(last.left[chain.wirings[-1].gives[stream]] for stream in chain.ends),
@@ -130,7 +130,7 @@ class Lesson:
                 self._running.pop()
             if before is not None:
                 before.took, before.gave = {}, {}
-            ran.gave, ran.returns = tensors_in(output), taken_apart(output, is_tensor)[1]
+            ran.gave, ran.returns = tensors_in(output), flattened(output, is_tensor)[1]
             ran.kinds_given = _kinds(ran.gave)
             passed_on = set(ran.kinds_given.values())
             ran.entered = {path: copy for path, copy in entered.items() if ran.kinds_taken[path] in passed_on}
@@ -193,11 +193,11 @@ class Lesson:
         return entry_of(block, self.methods.get(type(uncompiled(block)).__name__, "forward"))
 
 
-def _kinds(tensors: dict[Path, Tensor]) -> dict[Path, Kind]:
+def _kinds(tensors: dict[Path, Tensor]) -> dict[Path, TensorKind]:
     return {path: (tensor.shape, tensor.dtype) for path, tensor in tensors.items()}
 
 
-def _is_features(kind: Kind) -> bool:
+def _is_features(kind: TensorKind) -> bool:
     return kind[1].is_floating_point
 
 

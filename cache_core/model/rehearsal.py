@@ -11,13 +11,15 @@ from torch import Tensor
 from ..strategy.tensors import copied, same_layout
 from .chains import BlockPlan
 from .hooks import Forward
-from .lesson import Passage
+from .lesson import ChainStreams
 
 
 class Rehearsal:
     """Passes through the chains without computing anything: each gives what it gave in the call learned from."""
 
-    def __init__(self, plan: BlockPlan, passages: Sequence[Passage], on_blocks_left_out: Callable[[], None]) -> None:
+    def __init__(
+        self, plan: BlockPlan, passages: Sequence[ChainStreams], on_blocks_left_out: Callable[[], None]
+    ) -> None:
         self.plan, self.passages, self.on_blocks_left_out = plan, passages, on_blocks_left_out
         self.entered: Tensor | None = None  # main stream that entered the chain that leads
         self.running: set[int] = set()  # chains that have begun and not ended

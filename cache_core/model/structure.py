@@ -76,7 +76,7 @@ def is_tensor(leaf: Any) -> bool:
     return isinstance(leaf, Tensor)
 
 
-def taken_apart(value: Any, belongs: Callable[[Any], bool] = is_feature) -> tuple[Features, Structure]:
+def flattened(value: Any, belongs: Callable[[Any], bool] = is_feature) -> tuple[Features, Structure]:
     """The floating-point tensors of a value (or those that belong), and the structure to put others in their place."""
     leaves, spec = tree_flatten(value)
     taken = tuple(leaf for leaf in leaves if belongs(leaf))
@@ -90,7 +90,7 @@ def relative_error(some: Any, reference: Any) -> float:
     """
     errors = [
         (a.detach().float() - b.detach().float()).norm() / b.detach().float().norm().clamp_min(SMALLEST_NORM)
-        for a, b in zip(taken_apart(some)[0], taken_apart(reference)[0], strict=True)
+        for a, b in zip(flattened(some)[0], flattened(reference)[0], strict=True)
     ]
     error = torch.stack(errors).max().item() if errors else float("inf")
     return error if error == error else float("inf")
@@ -98,4 +98,4 @@ def relative_error(some: Any, reference: Any) -> float:
 
 def all_finite(value: Any) -> bool:
     """Whether no feature of a value holds NaN or infinity. Waits for the device."""
-    return all(bool(torch.isfinite(feature).all()) for feature in taken_apart(value)[0])
+    return all(bool(torch.isfinite(feature).all()) for feature in flattened(value)[0])

@@ -20,7 +20,7 @@ from ..model.rehearsal import Rehearsal
 from ..model.structure import all_finite, is_feature, relative_error
 from ..report.record import CallRecord, Stopwatch
 from ..strategy.step import Step
-from ..strategy.strategy import GUIDANCE, Kind, Site
+from ..strategy.strategy import GUIDANCE, AttentionKind, Site
 from .reading import SigmaReading, StepOfCall
 from .sites import at_guidance, at_module
 from .stack import BlockStack, keep_passages
@@ -54,13 +54,13 @@ class ModelCall:
     def step(self) -> Step:
         """Where in the schedule this call is. Waits for the device the first time."""
         step = self.run.schedule.step_at(self.sigma.value)
-        self.run.noticed(self.sigma.unexplained)
+        self.run.noticed(self.sigma.noise_share)
         return step
 
     @property
     def adds_noise(self) -> bool:
         """Whether the sampler was seen to add noise by now. Waits for the device the first time."""
-        self.run.noticed(self.sigma.unexplained)
+        self.run.noticed(self.sigma.noise_share)
         return self.run.adds_noise
 
     def measured(self, number: int, site: Site, measure: Callable[[Tensor], Tensor]) -> float:
@@ -142,7 +142,7 @@ class ModelCall:
                 self.plan = self.run.not_learned(self.model, why, is_certain)
                 return
         self.run.learned(self.model, self.plan)
-        passages = [lesson.passage(chain) for chain in self.plan.chains]
+        passages = [lesson.streams_of(chain) for chain in self.plan.chains]
         for number, strategy in enumerate(self.run.strategies):
             if "model" in strategy.levels and passages:
                 keep_passages(self.visit(number, Site("model", "")), self.plan, passages)
@@ -201,7 +201,7 @@ class ModelCall:
         return self._largest([error])[0]
 
     def _rehearsal(self, lesson: Lesson, forward: Callable[[], Any], around_model: Callable[..., Any]) -> Rehearsal:
-        passages = [lesson.passage(chain) for chain in self.plan.chains]
+        passages = [lesson.streams_of(chain) for chain in self.plan.chains]
         rehearsal = Rehearsal(self.plan, passages, self.run.on_blocks_left_out)
         hooks = self._along(rehearsal)
         hooks.add(self.model, around_model)
@@ -218,7 +218,7 @@ class ModelCall:
         """With these, hooks that keep torch.compile's work around and behind them, never through them."""
         if not self.compilation:
             return hooks
-        places = {module: method for module, method in hooks.places.items() if module is not self.model}
+        places = {module: method for module, method in hooks.hooked.items() if module is not self.model}
         opened = self.compilation.opened_at(places)
         if self.run.steps_in_inside_blocks(self.model):
             if places:
@@ -319,7 +319,7 @@ def _noting_returns(returned: list[Any]) -> Callable[..., Any]:
     return around
 
 
-def _kind_of_operation(block: str, args: tuple) -> Kind:
+def _kind_of_operation(block: str, args: tuple) -> AttentionKind:
     """The kind of attention(query, key, value, ...), each (rows, tokens, ...) or (rows, heads, tokens, channels)."""
     query, key = args[:2]
     return "cross" if query.shape[-2] != key.shape[-2] else kind_of(block)

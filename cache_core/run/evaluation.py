@@ -38,7 +38,7 @@ class Evaluation:
     without_unconditional: bool = False  # that branch was not run
     is_learning: bool = False  # the block plan was learned in it
     sigma: SigmaReading | None = None  # of all its calls, where that is known
-    unexplained: Tensor | None = None  # share of the latent's move that no deterministic sampler makes
+    noise_share: Tensor | None = None  # share of the latent's move that no deterministic sampler makes
     missed_leader: bool = False  # a thread waited for the one that leads in vain
     _lead: _Lead | None = None  # while branches run in threads
     _measures: dict[tuple[int, Site], float] = field(default_factory=dict)

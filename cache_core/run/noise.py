@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 REMEMBERED = 4  # predictions: the multistep methods in use combine up to four
-MOST_UNEXPLAINED = 0.2  # of the move; measured: 0.25 to 0.9 where noise is added, else nothing but rounding
+LEAST_NOISE = 0.2  # of the move; measured: 0.25 to 0.9 where noise is added, else nothing but rounding
 STANDSTILL = 1e-3  # of the latent's norm: a move below counts as this, or rounding would be all of it
 NOTHING_NEW = 1e-4  # of its norm: what is left of a tensor that lies in the span of others, in float32
 
@@ -18,16 +18,16 @@ class LatentPath:
 
     A deterministic sampler makes the next latent of the latents and predictions it has had: a weighted sum of them,
     whatever the method and its order. Noise is in no such sum. That is seen without knowing the sampler, and a method
-    that could add noise but is set not to counts as what it does. `drawn`, of the latent's shape, is 1 where the
+    that could add noise but is set not to counts as what it does. `denoise_mask`, of the latent's shape, is 1 where the
     sampler has it all its own way, and less where it is held to another picture (inpainting).
     """
 
-    def __init__(self, drawn: Tensor | None = None) -> None:
-        self._drawn = None if drawn is None else drawn >= 1
+    def __init__(self, denoise_mask: Tensor | None = None) -> None:
+        self._is_free = None if denoise_mask is None else denoise_mask >= 1
         self._latent: Tensor | None = None
         self._predictions: deque[Tensor] = deque(maxlen=REMEMBERED)
 
-    def unexplained(self, latent: Tensor) -> Tensor | None:
+    def noise_share(self, latent: Tensor) -> Tensor | None:
         """The share of the latent's last move that is in no weighted sum, a scalar on the device. None at the start."""
         if self._latent is None:
             return None
@@ -44,7 +44,7 @@ class LatentPath:
         self._predictions.appendleft(self._flat(prediction))
 
     def _flat(self, tensor: Tensor) -> Tensor:
-        free = 1.0 if self._drawn is None else self._drawn.to(tensor.device)
+        free = 1.0 if self._is_free is None else self._is_free.to(tensor.device)
         return (tensor.detach().float() * free).flatten()
 
 

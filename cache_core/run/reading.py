@@ -13,13 +13,13 @@ from ..strategy.step import Schedule, Step
 class SigmaReading:
     """A sigma on the device, and its value once that has been read, or where it is known already.
 
-    What else there is to know of the evaluation, `unexplained` of the latent's move, is read in the same transfer.
+    What else there is to know of the evaluation, `noise_share` of the latent's move, is read in the same transfer.
     """
 
-    def __init__(self, sigma: Tensor, value: float | None = None, unexplained: Tensor | None = None) -> None:
+    def __init__(self, sigma: Tensor, value: float | None = None, noise_share: Tensor | None = None) -> None:
         self.tensor = sigma.detach().to(torch.float32).max()
-        self._value, self._beside = value, () if unexplained is None else (unexplained,)
-        self._unexplained = 0.0
+        self._value, self._beside = value, () if noise_share is None else (noise_share,)
+        self._noise_share = 0.0
 
     @property
     def value(self) -> float:
@@ -29,11 +29,11 @@ class SigmaReading:
         return self._value
 
     @property
-    def unexplained(self) -> float:
+    def noise_share(self) -> float:
         """Of the latent's move; 0 where nothing is known of it. Waits for the device the first time."""
         if self._value is None:
             self._read()
-        return self._unexplained
+        return self._noise_share
 
     @property
     def is_ready(self) -> bool:
@@ -48,7 +48,7 @@ class SigmaReading:
         numbers = (self.tensor, *self._beside, *others)
         self._value, *rest = torch.stack([number.to(self.tensor) for number in numbers]).tolist()
         if self._beside:
-            self._unexplained = rest.pop(0)
+            self._noise_share = rest.pop(0)
         return rest
 
 

@@ -14,11 +14,11 @@ from ..model.chains import BlockPlan, block_lists
 from ..model.compiled import INSIDE, Compilation, own_name, uncompiled
 from ..report.report import Report
 from ..strategy.step import Schedule
-from ..strategy.strategy import Kind, Level, Site, Strategy
+from ..strategy.strategy import AttentionKind, Level, Site, Strategy
 from .call import ModelCall
 from .evaluation import NO_LEADER, Evaluation
 from .memory import Memory, bytes_held
-from .noise import MOST_UNEXPLAINED, LatentPath
+from .noise import LEAST_NOISE, LatentPath
 from .ranks import Ranks
 from .reading import SigmaReading
 
@@ -39,7 +39,7 @@ class CacheRun:
 
     `methods` names, by the class of a block, the method by which a model runs it where that is not `forward`.
     `on_blocks_left_out` is called within a model call once it is decided that the blocks still to come won't run.
-    `drawn` is 1 where the latent is all the sampler's, less where it is held to another picture. `ranks` are the
+    `denoise_mask` is 1 where the latent is all the sampler's, less where it is held to another picture. `ranks` are the
     processes that call the model at the same time, each with a part of the tokens.
 
     Branches may be called in threads, each on a model of its own: see `in_threads`.
@@ -51,7 +51,7 @@ class CacheRun:
         schedule: Schedule,
         methods: Mapping[str, str] | None = None,
         on_blocks_left_out: Callable[[], None] = lambda: None,
-        drawn: Tensor | None = None,
+        denoise_mask: Tensor | None = None,
         ranks: Ranks | None = None,
     ) -> None:
         self.strategies = tuple(strategy for strategy in strategies if not strategy.is_off)
@@ -64,7 +64,7 @@ class CacheRun:
         self._here = threading.local()  # .call: the model call that runs in this thread
         self._lock = threading.RLock()  # around what the branches' threads share; never while a model runs
         self._in_use: dict[nn.Module, threading.RLock] = {}  # one call of a model at a time: hooks are on its blocks
-        self._path = LatentPath(drawn)
+        self._path = LatentPath(denoise_mask)
         self.adds_noise = False  # whether the sampler was seen to, between its steps
         self._plans: dict[nn.Module, BlockPlan] = {}
         self._compilations: dict[nn.Module, Compilation] = {}
@@ -84,17 +84,17 @@ class CacheRun:
         self._forget_branches_gone()
         self.evaluation = Evaluation(self.evaluation.number + 1, sigma=sigma)
         if latent is not None and self.strategies and not self.adds_noise:
-            self.evaluation.unexplained = self._path.unexplained(latent)
+            self.evaluation.noise_share = self._path.noise_share(latent)
 
     def end_evaluation(self, latent: Tensor, prediction: Tensor) -> None:
         """The sampler is given this prediction of the clean latent, guidance and all, for this latent."""
         if self.strategies and not self.adds_noise:
             self._path.goes_on(latent, prediction)
 
-    def noticed(self, unexplained: float) -> None:
+    def noticed(self, noise_share: float) -> None:
         """So much of the latent's last move is no deterministic sampler's."""
         with self._lock:
-            if unexplained > MOST_UNEXPLAINED and not self.adds_noise:
+            if noise_share > LEAST_NOISE and not self.adds_noise:
                 self.adds_noise, self._path = True, LatentPath()
                 for key in [key for key in self.memories if key[2].level == "output"]:
                     del self.memories[key]  # from now on something else is kept there
@@ -129,7 +129,7 @@ class CacheRun:
             attending = {n: strategy for n, strategy in enumerate(self.strategies) if "attention" in strategy.levels}
             sites = [(strategy, site) for n, strategy in attending.items() for _, site in self.places(n, model)]
             for name in self.blocks_of(model) if attending else ():
-                operations = [Site("attention", name, kind=kind) for kind in get_args(Kind)]
+                operations = [Site("attention", name, kind=kind) for kind in get_args(AttentionKind)]
                 sites += [(strategy, site) for strategy in attending.values() for site in operations]
             self._attends[model] = any(strategy.steps_in_at(site) for strategy, site in sites)
         return self._attends[model]
@@ -310,7 +310,7 @@ class CacheRun:
             self.report.note(BRANCHES_CHANGE)
         reading = self.evaluation.sigma
         if reading is None or reading.tensor.device != sigma.device:
-            reading = SigmaReading(sigma, unexplained=self.evaluation.unexplained)
+            reading = SigmaReading(sigma, noise_share=self.evaluation.noise_share)
         return ModelCall(self, model, reading, own)
 
     @property
@@ -375,7 +375,7 @@ def _modules_inside(blocks: dict[str, nn.Module], strategy: Strategy) -> list[tu
     places: dict[str, nn.Module] = {}
     for name, block in blocks.items():
         modules = {name: block} | _running_inside(name, block)
-        chosen = strategy.places_in(name, [path for path in modules if path != name])
+        chosen = strategy.modules_in(name, [path for path in modules if path != name])
         places |= {path: modules[path] for path in chosen}
     return [(module, Site("module", name)) for name, module in _without_inner(places).items()]
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from ..model.hooks import Forward
-from ..model.structure import is_feature, taken_apart, tensors_in
+from ..model.structure import flattened, is_feature, tensors_in
 from ..strategy.strategy import CONDITIONAL, FIRST_BLOCK
 from ..strategy.tensors import copied
 from .rows import has_rows, join_rows, rows_layout, split_rows
@@ -34,7 +34,7 @@ def at_module(visit: Visit, forward: Forward, args: tuple, kwargs: dict) -> Any:
     if decision is FIRST_BLOCK:
         visit.note("there is no first block to test, so every call is computed")
         return output
-    features, structure = taken_apart(output)
+    features, structure = flattened(output)
     parts = split_rows(features, visit.branch_count) if features else None
     if parts is not None and not structure.has_other_tensors:
         branches.keep([copied(part) for part in parts])  # each its own: what one branch drops is free

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..model.chains import BlockPlan
 from ..model.hooks import Forward
-from ..model.lesson import Passage
+from ..model.lesson import ChainStreams
 from ..model.structure import tensors_in
 from ..strategy.strategy import COMPUTE, FIRST_BLOCK, Request
 from ..strategy.tensors import Features, copied, same_layout
@@ -159,7 +159,7 @@ class BlockStack:
         return wiring.returned(streams)
 
 
-def keep_passages(visit: Visit, plan: BlockPlan, passages: Sequence[Passage]) -> None:
+def keep_passages(visit: Visit, plan: BlockPlan, passages: Sequence[ChainStreams]) -> None:
     """Give the strategy what the call that was learned from computed along the stack."""
     first, chain = passages[0], plan.chains[0]
     if not has_rows([first.entered[stream] for stream in chain.ends], visit.branch_count):

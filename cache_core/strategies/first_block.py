@@ -11,7 +11,7 @@ from ..strategy.forecast import History, safe_weights, safe_weights_on_device
 from ..strategy.setting import setting
 from ..strategy.step import Schedule
 from ..strategy.strategy import COMPUTE, FIRST_BLOCK, Around, Call, Site, Strategy
-from ..strategy.tensors import relative_change, thinned
+from ..strategy.tensors import relative_change, sampled_tokens
 
 
 @dataclass
@@ -105,7 +105,7 @@ class FirstBlockCache(Strategy):
 
     def around(self, call: Call, state: FirstBlockState) -> Around:
         (residual,) = yield FIRST_BLOCK
-        residual = thinned(residual)
+        residual = sampled_tokens(residual)
         if call.may_reuse and self._is_as_expected(call, residual, state):
             weights = safe_weights(state.rest.nodes, call.step.time, self.max_order)
             call.order = len(weights) - 1

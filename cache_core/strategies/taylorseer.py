@@ -135,7 +135,7 @@ class TaylorSeerCache(Strategy):
         warm_up = f"warm-up {self.disable_cache_before_step} and interval {self.cache_interval}"
         return f"{schedule.count} steps are too few for {warm_up}"
 
-    def places_in(self, block: str, modules: list[str]) -> list[str]:
+    def modules_in(self, block: str, modules: list[str]) -> list[str]:
         wanted = self.cache_identifiers or (ATTENTION_OR_FEED_FORWARD,)
         fitting = [name for name in modules if _fits(name, wanted)]
         if not fitting and self.cache_identifiers is None:

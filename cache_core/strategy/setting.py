@@ -25,7 +25,7 @@ def setting(
     return field(default=default, metadata=metadata)
 
 
-def _check(title: str, name: str, value: Any, default: Any, allowed: Any) -> None:
+def check(title: str, name: str, value: Any, default: Any, allowed: Any) -> None:
     low, high, choices = allowed["minimum"], allowed["maximum"], allowed["choices"]
     told = f"{title}: {name} is {reprlib.repr(value)}"  # shortened: nodes may hand on anything
     if choices and not (isinstance(value, str) and value in choices):

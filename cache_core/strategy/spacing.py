@@ -52,16 +52,16 @@ class Broadcast:
     computed).
     """
 
-    computed_at: float = 0.0  # place of the step
+    computed_at: float = 0.0  # position of the step
     reuses: int = 0
 
     def begin(self, step: Step) -> None:
         """A value was computed."""
-        self.computed_at, self.reuses = step.place, 0
+        self.computed_at, self.reuses = step.position, 0
 
     def goes_on(self, step: Step, skip_range: int) -> bool:
         """Whether it stands in for this evaluation too, which then counts."""
-        distance = abs(step.place - self.computed_at)
+        distance = abs(step.position - self.computed_at)
         lasts = self.reuses + 1 < skip_range and distance < skip_range * (1 - SAME_SIGMA)
         self.reuses += lasts
         return lasts

@@ -19,7 +19,7 @@ class Step:
     time: float  # the sigma as the noise's share of the latent, 1 noisiest, 0 clean
     timestep: float  # the same as models count it, from 1000 noisiest to 0 clean
     length: float  # of the interval in time, 1.0 being that of an even schedule
-    place: float  # how far into the run in time, counted in such even steps
+    position: float  # how far into the run in time, counted in such even steps
 
 
 class Schedule:
@@ -51,8 +51,8 @@ class Schedule:
         index = reached[-1] if reached else 0
         following = self.times[min(index + 1, len(self.times) - 1)]
         time, even = self.time_of(sigma), (self.times[0] - self.times[-1]) / self.count
-        length, place = (self.times[index] - following, self.times[0] - time) if even else (1.0, index)
-        return Step(index, sigma, time, self._timestep_of(sigma), length / (even or 1), place / (even or 1))
+        length, position = (self.times[index] - following, self.times[0] - time) if even else (1.0, index)
+        return Step(index, sigma, time, self._timestep_of(sigma), length / (even or 1), position / (even or 1))
 
     def time_of(self, sigma: Any) -> Any:
         """The sigma, a number or a tensor, as the noise's share of the latent.
@@ -89,4 +89,4 @@ class OpenSchedule(Schedule):
             self._reached.append(sigma)
             self.count = len(self._reached)
         index = max(i for i, entry in enumerate(self._reached) if i == 0 or entry >= sigma * (1 - SAME_SIGMA))
-        return Step(index, sigma, self.time_of(sigma), self._timestep_of(sigma), length=1.0, place=index)
+        return Step(index, sigma, self.time_of(sigma), self._timestep_of(sigma), length=1.0, position=index)

@@ -29,11 +29,13 @@ from typing import Any, ClassVar, Literal, Protocol, get_args
 
 from torch import Tensor
 
-from .setting import _check
+from .setting import check
 from .step import Schedule, Step
 from .tensors import Features
 
 Level = Literal["output", "model", "block", "module", "attention", "guidance"]
+# "spatial" is self-attention: of the picture, or of text and picture jointly.
+AttentionKind = Literal["spatial", "temporal", "cross"]
 
 
 class Request(Enum):
@@ -57,7 +59,7 @@ class Site:
     level: Level
     name: str  # of the module, dotted; "" is the whole model; of its block for an attention that is no module
     turn: int = 0  # which of the module's runs within one model call
-    kind: Kind | None = None  # of attention
+    kind: AttentionKind | None = None  # of attention
 
 
 GUIDANCE = Site("guidance", "")  # the prediction without the prompt; one in a model
@@ -119,7 +121,7 @@ class Strategy:
         """Why these settings can reuse nothing on this schedule, in words to follow "0 reused: "; "" if they can."""
         return ""
 
-    def places_in(self, block: str, modules: list[str]) -> list[str]:
+    def modules_in(self, block: str, modules: list[str]) -> list[str]:
         """Level module only: where to step in inside a block, given the dotted names of the block and its modules."""
         return [block]
 
@@ -129,8 +131,8 @@ class Strategy:
 
     def works_at(self, level: Level) -> bool:
         """Whether its settings ever reuse anything at sites of this level."""
-        sites = [Site(level, "", kind=kind) for kind in get_args(Kind)] if level == "attention" else [Site(level, "")]
-        return level in self.levels and any(map(self.steps_in_at, sites))
+        kinds = get_args(AttentionKind) if level == "attention" else (None,)
+        return level in self.levels and any(self.steps_in_at(Site(level, "", kind=kind)) for kind in kinds)
 
     def new_state(self, site: Site) -> Any:
         """What one branch keeps at one site: a dataclass, made for the run and thrown away."""
@@ -144,8 +146,4 @@ class Strategy:
         for setting_field in fields(self):
             if "help" in setting_field.metadata:
                 value, default = getattr(self, setting_field.name), setting_field.default
-                _check(self.title, setting_field.name, value, default, setting_field.metadata)
-
-
-# "spatial" is self-attention: of the picture, or of text and picture jointly.
-Kind = Literal["spatial", "temporal", "cross"]
+                check(self.title, setting_field.name, value, default, setting_field.metadata)

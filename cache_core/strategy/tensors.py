@@ -21,7 +21,7 @@ def same_layout(some: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
     return [tensor.shape for tensor in some] == [tensor.shape for tensor in others]
 
 
-def thinned(tensor: Tensor) -> Tensor:
+def sampled_tokens(tensor: Tensor) -> Tensor:
     """About a thousand of the tokens, evenly spread, (rows, tokens, channels): enough to tell how far two are apart."""
     stride = tensor.shape[1] // ENOUGH_TOKENS if tensor.ndim == 3 else 1
     return tensor[:, ::stride].contiguous() if stride > 1 else tensor

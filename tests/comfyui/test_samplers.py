@@ -202,7 +202,7 @@ def test_the_rule_for_samplers_that_add_noise_is_better_than_none(demo, cached, 
     """At the same computed steps: first without any rule, then with the denoised latent kept, then no trend either."""
     model = cached(demo.model(), TaylorSeerCache())
     with monkeypatch.context() as patch:
-        patch.setattr(CacheRun, "noticed", lambda self, unexplained: None)
+        patch.setattr(CacheRun, "noticed", lambda self, noise_share: None)
         no_rule = closeness(model, sampler=sampler)
         patch.setattr(ModelCall, "adds_noise", True)
         no_trend_rule = closeness(model, sampler=sampler)

@@ -8,7 +8,7 @@ from torch import nn
 from toy import POSITIVE, C, Sampling, Toy, first_latent, reference, relative_error, sigmas_of, uncached
 
 from cache_core.strategies.first_block import FirstBlockCache
-from cache_core.strategy.tensors import relative_change, thinned
+from cache_core.strategy.tensors import relative_change, sampled_tokens
 
 
 def decisions(sampling):
@@ -148,7 +148,7 @@ def test_relative_change_by_hand(now, before, expected, shape):
 
 @pytest.mark.parametrize("tokens", [1, 1024, 2047, 2048, 5000])
 def test_about_a_thousand_tokens_are_kept_to_compare(tokens):
-    kept = thinned(torch.arange(2.0 * tokens).reshape(2, tokens, 1))
+    kept = sampled_tokens(torch.arange(2.0 * tokens).reshape(2, tokens, 1))
     assert min(tokens, 1024) <= kept.shape[1] < 2048
     assert kept[0, -1] >= 0.99 * (tokens - 1)  # spread over all of them
     assert kept.untyped_storage().nbytes() == kept.nbytes  # nothing of the rest is held

@@ -6,7 +6,7 @@ import pytest
 import torch
 from toy import POSITIVE, TEXTS, Sampling, first_latent
 
-from cache_core.run.noise import MOST_UNEXPLAINED, LatentPath
+from cache_core.run.noise import LEAST_NOISE, LatentPath
 from cache_core.run.run import CacheRun
 from cache_core.strategies.taylorseer import NOISE_IS_ADDED, TaylorSeerCache
 from cache_core.strategy.step import Schedule
@@ -40,10 +40,10 @@ def ancestral(latent, sigma, following, past):
 
 
 def shares(step, drawn=None, held=None):
-    """The unexplained share of each move of one method; where `drawn` is 0 the latent is held to a picture."""
+    """The share of noise in each move of one method; where `drawn` is 0 the latent is held to a picture."""
     path, latent, past, found = LatentPath(drawn), draw(1), [], []
     for sigma, following in pairwise(SIGMAS):
-        share = path.unexplained(latent)
+        share = path.noise_share(latent)
         found += [] if share is None else [share.item()]
         past.insert(0, (sigma, predicted(latent, sigma), latent))
         path.goes_on(latent, past[0][1])
@@ -59,21 +59,21 @@ def test_what_is_made_of_latents_and_predictions_is_explained(step):
 
 
 def test_noise_is_not_explained():
-    assert min(shares(ancestral)) > 2 * MOST_UNEXPLAINED
+    assert min(shares(ancestral)) > 2 * LEAST_NOISE
 
 
 def test_a_latent_that_stands_still_is_no_noise():
     path, latent = LatentPath(), draw(1)
     path.goes_on(latent, predicted(latent, 0.5))
-    assert path.unexplained(latent * (1 + 1e-6)).item() < 0.01
+    assert path.noise_share(latent * (1 + 1e-6)).item() < 0.01
 
 
 def test_outside_a_mask_nothing_is_asked():
     drawn = torch.zeros(SHAPE)
     drawn[..., 4:] = 1
     assert max(shares(euler, drawn, held=draw(5))) < 0.01
-    assert max(shares(ancestral, drawn, held=draw(5))) > MOST_UNEXPLAINED
-    assert not max(shares(euler, torch.full(SHAPE, 0.5), held=draw(5))) > MOST_UNEXPLAINED  # NaN: nothing is known
+    assert max(shares(ancestral, drawn, held=draw(5))) > LEAST_NOISE
+    assert not max(shares(euler, torch.full(SHAPE, 0.5), held=draw(5))) > LEAST_NOISE  # NaN: nothing is known
 
 
 def test_the_path_keeps_its_own_copies():
@@ -81,7 +81,7 @@ def test_the_path_keeps_its_own_copies():
     path.goes_on(latent, clean := predicted(latent, 1.0))
     moved = latent + 0.1 * (clean - latent)
     latent.zero_(), clean.zero_()
-    assert path.unexplained(moved).item() < 0.01
+    assert path.noise_share(moved).item() < 0.01
 
 
 @pytest.mark.parametrize("noise", [False, True])

@@ -77,15 +77,15 @@ def test_lengths_of_steps_average_one():
 def test_the_place_of_a_step_is_how_far_it_is_in_even_steps(steps, shift):
     schedule = Schedule(sigmas_of(steps, shift))
     found = [schedule.step_at(sigma) for sigma in schedule.sigmas[:-1]]
-    assert [step.place for step in found] == pytest.approx([steps * (1 - sigma) for sigma in schedule.sigmas[:-1]])
-    assert all(after.place - step.place == pytest.approx(step.length) for step, after in pairwise(found))
+    assert [step.position for step in found] == pytest.approx([steps * (1 - sigma) for sigma in schedule.sigmas[:-1]])
+    assert all(after.position - step.position == pytest.approx(step.length) for step, after in pairwise(found))
     between = (schedule.sigmas[1] + schedule.sigmas[2]) / 2
-    assert found[1].place < schedule.step_at(between).place < found[2].place
+    assert found[1].position < schedule.step_at(between).position < found[2].position
 
 
 def test_a_schedule_of_a_part_of_the_noise_begins_at_place_zero():
     schedule = Schedule([0.6, 0.4, 0.2, 0.0])
-    assert [schedule.step_at(sigma).place for sigma in schedule.sigmas] == pytest.approx([0, 1, 2, 3])
+    assert [schedule.step_at(sigma).position for sigma in schedule.sigmas] == pytest.approx([0, 1, 2, 3])
 
 
 @pytest.mark.parametrize(("sigma", "timestep"), [(1.0, 1000), (0.25, 250), (0.0, 0), (0.3, 300)])
@@ -101,7 +101,7 @@ def test_the_timestep_of_other_models_is_what_they_say_or_the_share_of_the_noise
 def test_an_open_schedule_makes_a_step_of_each_sigma_it_reaches():
     schedule, sigmas = OpenSchedule(), [1.0, 1.0, 0.8, 0.8 * (1 + 5e-6), 0.5, 0.5 * (1 - 5e-6), 0.1]
     steps = [schedule.step_at(sigma) for sigma in sigmas]
-    assert [step.index for step in steps] == [step.place for step in steps] == [0, 0, 1, 1, 2, 2, 3]
+    assert [step.index for step in steps] == [step.position for step in steps] == [0, 0, 1, 1, 2, 2, 3]
     assert {step.length for step in steps} == {1.0}
     assert [step.timestep for step in steps] == pytest.approx([1000 * sigma for sigma in sigmas])
     assert schedule.is_open

@@ -186,12 +186,12 @@ def test_a_block_without_such_modules_is_cached_whole():
 )  # fmt: skip
 def test_modules_are_known_by_the_names_models_give_them(name):
     block = ".".join(name.split(".")[:2])
-    assert TaylorSeerCache().places_in(block, [name, f"{block}.norm"]) == [name]
+    assert TaylorSeerCache().modules_in(block, [name, f"{block}.norm"]) == [name]
 
 
 @pytest.mark.parametrize("name", ["blocks.0.norm1", "blocks.0.attn.to_q", "blocks.0.modulation"])
 def test_other_modules_are_none_of_its_business(name):
-    assert TaylorSeerCache().places_in("blocks.0", [name, "blocks.0.mlp"]) == ["blocks.0.mlp"]
+    assert TaylorSeerCache().modules_in("blocks.0", [name, "blocks.0.mlp"]) == ["blocks.0.mlp"]
 
 
 def test_the_published_forecast_is_worse_from_order_two_up():

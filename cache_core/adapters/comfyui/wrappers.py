@@ -122,7 +122,7 @@ class _Wrappers:
         sigmas = kwargs["sigmas"] if "sigmas" in kwargs else args[3]
         mask = kwargs["denoise_mask"] if "denoise_mask" in kwargs else args[4] if len(args) > 4 else None
         schedule = schedule_of(guider.model_patcher, sigmas)
-        run = CacheRun(self.strategies, schedule, METHODS, fetch_no_more_blocks, drawn=mask)
+        run = CacheRun(self.strategies, schedule, METHODS, fetch_no_more_blocks, denoise_mask=mask)
         options[KEY] = run
         _put_innermost(options)
         for option in OTHER_CACHES.keys() & options:

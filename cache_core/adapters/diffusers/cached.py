@@ -17,7 +17,7 @@ from diffusers.hooks.hooks import CacheContext
 from torch import Tensor, nn
 
 from ...model.hooks import HookRegistry
-from ...model.structure import taken_apart
+from ...model.structure import flattened
 from ...report.report import Report
 from ...run.ranks import Ranks
 from ...run.reading import SigmaReading
@@ -172,11 +172,11 @@ class CachedModel:
             output = joined_output(through, guided, arguments, self.settings.joined_arguments)
         else:
             output = through(branches, arguments)
-        if sampling.estimates and len(taken_apart(output)[0]) > 1:
+        if sampling.estimates and len(flattened(output)[0]) > 1:
             sampling.estimates = False
             sampling.run.report.note(SEVERAL_OUTPUTS)
         if sampling.estimates and branch == GIVEN:
-            (sampling.given,) = copied(taken_apart(output)[0])
+            (sampling.given,) = copied(flattened(output)[0])
         return output
 
     def _through(self, sampling: Sampling, branches: tuple[str, ...], arguments: Arguments) -> Any:

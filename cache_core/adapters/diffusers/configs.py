@@ -170,8 +170,8 @@ def _taylorseer(model: nn.Module, config: Any) -> Settings:
 class NamedTaylorSeerCache(TaylorSeerCache):
     """At modules that are chosen by name, whole blocks among them."""
 
-    def places_in(self, block: str, modules: list[str]) -> list[str]:
-        return super().places_in(block, [block, *modules])
+    def modules_in(self, block: str, modules: list[str]) -> list[str]:
+        return super().modules_in(block, [block, *modules])
 
 
 _CONVERTED = {

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...model.structure import Structure, taken_apart
+from ...model.structure import Structure, flattened
 from .arguments import Arguments
 
 GIVEN, WITHOUT, JOINED = "cond", "uncond", "cond_uncond"  # diffusers' names of the contexts; joined is [without, with]
@@ -33,12 +33,12 @@ class Apart:
         def predict(_: bool, without: bool) -> Predictions:
             if without:
                 computed.append(through())
-            return given, taken_apart(computed[0])[0][0] if without else None
+            return given, flattened(computed[0])[0][0] if without else None
 
         _, prediction = guided(predict)
         if not computed:
             return self._structure.filled_with([prediction])
-        self._structure = taken_apart(computed[0])[1]
+        self._structure = flattened(computed[0])[1]
         return computed[0]
 
 
@@ -53,16 +53,16 @@ def joined_output(through: Callable[..., Any], guided: Guided, arguments: Argume
     def predict(given: bool, without: bool) -> Predictions:
         if given and without:
             whole.append(through((WITHOUT, GIVEN), arguments))
-            first, second = taken_apart(whole[0])[0][0].chunk(2)
+            first, second = flattened(whole[0])[0][0].chunk(2)
             return second, first
         halves.append(through((GIVEN if given else WITHOUT,), half_of(arguments, names, half=int(given))))
-        prediction = taken_apart(halves[-1])[0][0]
+        prediction = flattened(halves[-1])[0][0]
         return (prediction, None) if given else (None, prediction)
 
     given, without = guided(predict)
     if whole:
         return whole[0]
-    return taken_apart(halves[0])[1].filled_with([torch.cat([without, given])])
+    return flattened(halves[0])[1].filled_with([torch.cat([without, given])])
 
 
 def half_of(arguments: Arguments, names: Sequence[str], half: int) -> Arguments:

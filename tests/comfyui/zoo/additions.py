@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from cache_core.model.structure import taken_apart
+from cache_core.model.structure import flattened
 
 from .architecture import Architecture, Draw
 
@@ -87,7 +87,7 @@ def _patched_forward(chain: str) -> Addition:
         own = getattr(block, method)
 
         def run(*args: Any, **kwargs: Any) -> Any:
-            features, structure = taken_apart(own(*args, **kwargs))
+            features, structure = flattened(own(*args, **kwargs))
             return structure.filled_with([feature + SIZE * feature.roll(1, dims=-2) for feature in features])
 
         clone = patcher.clone()
