@@ -134,11 +134,23 @@ def probed(start):
         assert "in outer_sample" not in running.log and "in apply_model" not in running.log  # nothing failed so late
 
 
+class Reports:
+    """Reports of the cached runs that ended by themselves: pass `reports.watch` to `with_cache`, then read `all`."""
+
+    def __init__(self):
+        self.all = []
+
+    def watch(self, report):
+        def ended(latent):
+            if report.state == "finished":
+                self.all.append(report)
+
+        return SimpleNamespace(called=lambda: None, ended=ended)
+
+
 @pytest.fixture
 def reports():
-    """Reports of cached runs: pass `reports.add` as `on_report`, then read `reports.all`."""
-    collected = []
-    return SimpleNamespace(all=collected, add=lambda report, latent: collected.append(report))
+    return Reports()
 
 
 @pytest.fixture
@@ -146,7 +158,7 @@ def cached(comfy, reports):
     """A MODEL with a cache, which reports."""
     from cache_core.adapters.comfyui import with_cache
 
-    return lambda model, strategy: with_cache(model, strategy, on_report=reports.add)
+    return lambda model, strategy: with_cache(model, strategy, watch=reports.watch)
 
 
 @pytest.fixture

@@ -76,7 +76,7 @@ def sampled(demo, reports, compiled):
             if part == "compiled":
                 model = compiled(model, keys)
             elif part in ("first", "cached") and strategy is not None:
-                model = with_cache(model, strategy, on_report=reports.add)
+                model = with_cache(model, strategy, watch=reports.watch)
         latent = demo.sample(model, [PROMPT], steps=8)
         return latent, reports.all[-1] if strategy is not None else None
 

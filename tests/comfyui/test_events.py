@@ -249,7 +249,7 @@ def test_a_run_that_fails_is_remembered_as_stopped(nodes, browser, demo, with_ca
 @pytest.mark.parametrize("threshold", [0.08, 0.12, 0.2])
 def test_a_suggested_threshold_reuses_about_as_many_steps_as_it_says(demo, reports, with_cache, threshold):
     def sampled(value):
-        model = with_cache(demo.model(), FirstBlockCache(residual_diff_threshold=value), on_report=reports.add)
+        model = with_cache(demo.model(), FirstBlockCache(residual_diff_threshold=value), watch=reports.watch)
         demo.sample(model, ["a big red ball at the center on a blue striped background"], steps=20)
         return reports.all[-1]
 

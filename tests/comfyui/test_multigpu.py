@@ -55,7 +55,7 @@ def sampled(demo, clones, reports):
     from cache_core.adapters.comfyui import with_cache
 
     def sample(strategy, model=clones.model, **options):
-        latent = demo.sample(with_cache(model, strategy, on_report=reports.add), [PROMPT], steps=12, **options)
+        latent = demo.sample(with_cache(model, strategy, watch=reports.watch), [PROMPT], steps=12, **options)
         return latent, reports.all[-1]
 
     return sample
