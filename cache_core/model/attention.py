@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from torch import nn
+from torch import Tensor, nn
 
 from ..strategy.strategy import AttentionKind
 
@@ -35,3 +35,8 @@ def kind_of(name: str, module: nn.Module | None = None) -> AttentionKind:
     if says or (says is None and _CROSS.fullmatch(name.rpartition(".")[2])):
         return "cross"
     return "temporal" if "temporal" in name else "spatial"
+
+
+def kind_of_operation(block: str, query: Tensor, key: Tensor) -> AttentionKind:
+    """The kind of an attention operation in this block, (rows, ..., tokens, channels)."""
+    return "cross" if query.shape[-2] != key.shape[-2] else kind_of(block)

@@ -2,45 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from .compiled import own_name, uncompiled
-from .structure import Path, Structure, at_path
-
-TensorKind = tuple[torch.Size, torch.dtype]
-
-
-@dataclass(frozen=True)
-class Wiring:
-    """Where one block takes the streams from and where it gives them."""
-
-    takes: tuple[Path, ...]  # to each stream in (args, kwargs)
-    gives: tuple[Path | None, ...]  # to it in the return value; None where it ends here
-    extras: dict[Path, TensorKind]  # tensors that it returns besides the streams
-    order: tuple[Path, ...]  # in which the return value holds all of them
-    returns: Structure
-    arguments: frozenset[Path]  # the tensors it is given
-
-    def streams_in(self, args: tuple, kwargs: dict) -> list[Tensor]:
-        """The streams as the block is given them."""
-        return [at_path((args, kwargs), path) for path in self.takes]
-
-    def streams_out(self, output: Any) -> list[Tensor | None]:
-        """The streams as the block returned them; None for one that ends in it."""
-        return [None if path is None else at_path(output, path) for path in self.gives]
-
-    def returned(self, streams: list[Tensor]) -> Any:
-        """What the block would return if it left the streams at these values; all it returns besides is zeros."""
-        given = dict(zip(self.gives, streams))
-        zeros = {
-            path: streams[0].new_zeros((), dtype=dtype).expand(shape) for path, (shape, dtype) in self.extras.items()
-        }
-        return self.returns.filled_with([given[path] if path in given else zeros[path] for path in self.order])
+from .hooks import Hook, handing_over
+from .structure import Wiring
 
 
 @dataclass(frozen=True)
@@ -53,11 +24,10 @@ class Chain:
     wirings: tuple[Wiring, ...]
     main: int  # the stream with the most elements: the image's
     main_size: int  # its elements in the call that was learned from
-
     ends: tuple[int, ...]  # the streams of features that leave the chain
     methods: tuple[str, ...]  # by which the model runs each block
 
-    @property
+    @cached_property
     def has_extras(self) -> bool:
         """Whether blocks return more than they pass on."""
         return any(wiring.extras for wiring in self.wirings)
@@ -78,7 +48,15 @@ class BlockPlan:
             self, chains=left, notes=(*self.notes, *(f"{chain.name} always runs: {why}" for chain in chains))
         )
 
-    @property
+    def along(self, stand_in: Callable[..., Any]) -> list[Hook]:
+        """Hooks by which `stand_in(chain, index, forward, args, kwargs)` runs in place of every block's forward."""
+        return [
+            Hook(block, partial(handing_over, partial(stand_in, chain, index)), members.methods[index])
+            for chain, members in enumerate(self.chains)
+            for index, block in enumerate(members.blocks)
+        ]
+
+    @cached_property
     def block_count(self) -> int:
         return sum(len(chain.blocks) for chain in self.chains)
 

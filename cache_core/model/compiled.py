@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import nn
 
-from .hooks import HookRegistry
+from .hooks import Hook
 
 INSIDE = "_orig_mod"  # where torch.compile(module) keeps the module, and the part of dotted names that it adds
 CALL = "_compiled_call_impl"  # what module.compile() puts in place of the module's own call
@@ -47,24 +47,20 @@ class Compilation:
                 for inner in module.modules():
                     if inner is not module:
                         self._around[inner] = (*self._around.get(inner, ()), module)
+        self.is_none = not self._around
 
-    def __bool__(self) -> bool:
-        return bool(self._around)
+    def opened_at(self, hooked: Iterable[nn.Module]) -> list[Hook]:
+        """Hooks that run what is compiled around these modules as it was written. Put them before all others."""
+        opened = dict.fromkeys(module for inner in hooked for module in self._around.get(inner, ()))
+        return [Hook(module, _as_written(module), entry_of(module)) for module in opened]
 
-    def opened_at(self, hooked: Iterable[nn.Module]) -> HookRegistry:
-        """Hooks that run what is compiled around these modules as it was written. Add them before all others."""
-        hooks = HookRegistry()
-        for module in dict.fromkeys(module for inner in hooked for module in self._around.get(inner, ())):
-            hooks.add(module, _as_written(module), entry_of(module))
-        return hooks
-
-    def compiled_alone(self, blocks: Mapping[nn.Module, str]) -> HookRegistry:
+    def compiled_alone(self, blocks: Mapping[nn.Module, str]) -> list[Hook]:
         """Hooks that run these blocks, and by what method, compiled by what compiled the model around them."""
-        hooks = HookRegistry()
+        hooks = []
         for block, method in blocks.items():
             compilers = [module.dynamo_ctx for module in self._around.get(block, ()) if hasattr(module, "dynamo_ctx")]
             if compilers and block is uncompiled(block) and entry_of(block) != CALL:
-                hooks.add(block, self._alone(block, compilers[-1]), method)
+                hooks.append(Hook(block, self._alone(block, compilers[-1]), method))
         return hooks
 
     def _alone(self, block: nn.Module, compiler: Callable[..., Any]) -> Callable[..., Any]:

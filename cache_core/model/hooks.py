@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 Forward = Callable[..., Any]
 Around = Callable[..., Any]  # around(forward, *args, **kwargs): what the module shall return
+StandIn = Callable[[Forward, tuple, dict], Any]  # stand_in(forward, args, kwargs): likewise
+
+
+class Hook(NamedTuple):
+    """A function to run around a module's forward, or another method."""
+
+    module: nn.Module
+    around: Around
+    method: str = "forward"
 
 
 class HookRegistry:
     """Functions to run around the forwards of modules.
 
-        hooks = HookRegistry()
-        hooks.add(block, lambda forward, *args, **kwargs: forward(*args, **kwargs))
-        with hooks:
+        hook = Hook(block, lambda forward, *args, **kwargs: forward(*args, **kwargs))
+        with HookRegistry([hook]):
             model(latent)
 
     Inside the `with`, the module instances carry a stand-in for `forward`; of two functions on one module the one added
@@ -25,27 +33,18 @@ class HookRegistry:
     on top meanwhile stays, and then finds the module's own forward behind it.
     """
 
-    def __init__(self) -> None:
-        self._hooks: list[tuple[nn.Module, Around, str]] = []
-        self._installed: list[_StandIn] = []
+    def __init__(self, hooks: Iterable[Hook] = ()) -> None:
+        self._hooks = list(hooks)
+        self._installed: list[_Installed] = []
 
     def add(self, module: nn.Module, around: Around, method: str = "forward") -> None:
         """Run `around(forward, *args, **kwargs)` in place of the module's forward, or of another method."""
-        self._hooks.append((module, around, method))
-
-    def extend(self, other: HookRegistry) -> None:
-        """Add all functions of another registry."""
-        self._hooks.extend(other._hooks)
-
-    @property
-    def hooked(self) -> dict[nn.Module, str]:
-        """The modules that have a hook, and the attribute that it stands in for."""
-        return {module: method for module, _, method in self._hooks}
+        self._hooks.append(Hook(module, around, method))
 
     def __enter__(self) -> HookRegistry:
         try:
             for module, around, method in self._hooks:
-                self._installed.append(_StandIn(module, around, method))
+                self._installed.append(_Installed(module, around, method))
         except BaseException:
             self.__exit__()
             raise
@@ -56,13 +55,18 @@ class HookRegistry:
             self._installed.pop().uninstall()
 
 
+def handing_over(stand_in: StandIn, forward: Forward, /, *args: Any, **kwargs: Any) -> Any:
+    """Around a forward: what is handed all arguments at once."""
+    return stand_in(forward, args, kwargs)
+
+
 @torch._disable_dynamo
 def unseen(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Call a function that must not be compiled, nor what it calls."""
     return function(*args, **kwargs)
 
 
-class _StandIn:
+class _Installed:
     """Stands in for one module's forward, or for another method."""
 
     def __init__(self, module: nn.Module, around: Around, method: str) -> None:

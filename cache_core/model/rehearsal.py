@@ -1,26 +1,118 @@
-"""The rehearsal: a plan is put to the test before it is used."""
+"""The rehearsal: before a plan is used, its blocks are left out once as a test.
+
+A plan that was misread would make every reused call a wrong picture. The rehearsal costs embedding, head and what else
+of the model always runs, once or twice a run, and waits for the device.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from math import inf
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
-from ..strategy.tensors import copied, same_layout
+from ..strategy import copied, same_layout
 from .chains import BlockPlan
-from .hooks import Forward
-from .lesson import ChainStreams
+from .failures import SHAPES_DO_NOT_FIT, is_of_the_device, is_out_of_memory
+from .hooks import Forward, Hook
+from .lesson import Lesson, noting
+from .structure import flattened, is_feature
+
+NO_MEMORY = "memory ran out while leaving them out was tested"
+NO_NUMBER = "the model's output holds NaN or infinity"
+SHAPES_CHANGE = "their shapes change"
+MOST_ERROR = 0.01  # of the output's norm: a plan read right gives 0 but for kernels that vary
+SMALLEST_NORM = 1e-12  # two outputs of zeros are alike
 
 
-class Rehearsal:
+@dataclass(frozen=True)
+class Stage:
+    """What a rehearsal needs of the call that was learned from."""
+
+    lesson: Lesson
+    perform: Callable[[list[Hook]], None]  # makes that call once more, with these hooks
+    largest: Callable[[Sequence[float]], list[float]]  # of each number among all ranks: they must find the same
+    on_blocks_left_out: Callable[[], None] | None = None
+
+
+def rehearse(plan: BlockPlan, stage: Stage) -> tuple[BlockPlan, str | None, bool]:
+    """Put a plan to the test, and drop the chains that must not be in it.
+
+    Returns the plan that may be used, why its chains must not be left out all the same, if so, and whether that is
+    certain: a model may only be different in its first call.
+    """
+    try:
+        plan, error = _tested(_led_by_what_sees_the_latent(plan, stage), stage)
+    except RuntimeError as failure:
+        if not is_out_of_memory(failure):
+            raise
+        return plan, NO_MEMORY, True  # the model alone has just fitted
+    if error <= MOST_ERROR:
+        return plan, None, True
+    if error < inf:
+        return plan, f"leaving them out changed the output by {error:.1%}", True
+    finite = all(bool(torch.isfinite(feature).all()) for feature in flattened(stage.lesson.returned)[0])
+    return plan, SHAPES_CHANGE if finite else NO_NUMBER, False
+
+
+def _led_by_what_sees_the_latent(plan: BlockPlan, stage: Stage) -> BlockPlan:
+    """The first chain decides about reuse. If another latent does not change what enters it, it works on the prompt."""
+    while len(plan.chains) > 1:
+        saw_the_same = _performed(plan, stage, _with_another_latent).saw_the_same
+        if any(stage.largest([not saw_the_same])):
+            break
+        plan = plan.without([plan.chains[0]], "it does not see the latent")
+    return plan
+
+
+def _tested(plan: BlockPlan, stage: Stage) -> tuple[BlockPlan, float]:
+    """The first way of leaving blocks out that does no harm, and by how much the output is off; else the last tried."""
+    plans, error = [plan, replace(plan, runs_first=True)], inf
+    if returning_more := [chain for chain in plan.chains if chain.has_extras]:
+        plans.append(plan.without(returning_more, "its blocks return more than they pass on"))
+    for plan in plans:
+        if plan.chains:
+            plan, error = _error_of(plan, stage)
+            if error <= MOST_ERROR:
+                break
+    return plan, error
+
+
+def _error_of(plan: BlockPlan, stage: Stage) -> tuple[BlockPlan, float]:
+    """The plan without chains that can't be tested, and the relative error of the output without the others."""
+    returned: list[Any] = []
+    rehearsal = _performed(plan, stage, partial(noting, returned))
+    misled = stage.largest([chain in rehearsal.misled for chain in range(len(plan.chains))])
+    if any(misled):
+        chains = [chain for chain, is_misled in zip(plan.chains, misled) if is_misled]
+        why = "it begins amid blocks that are skipped, and takes what they give"
+        return _error_of(plan.without(chains, why), stage)
+    error = relative_error(returned, stage.lesson.returned) if rehearsal.is_as_learned else inf
+    return plan, stage.largest([error])[0]
+
+
+def _performed(plan: BlockPlan, stage: Stage, around_model: Callable[..., Any]) -> _Rehearsal:
+    rehearsal = _Rehearsal(plan, stage)
+    try:
+        stage.perform([*plan.along(rehearsal.block), Hook(stage.lesson.model, around_model)])
+    except SHAPES_DO_NOT_FIT as failure:
+        if is_of_the_device(failure):
+            raise
+        rehearsal.is_as_learned = False
+    return rehearsal
+
+
+class _Rehearsal:
     """Passes through the chains without computing anything: each gives what it gave in the call learned from."""
 
-    def __init__(
-        self, plan: BlockPlan, passages: Sequence[ChainStreams], on_blocks_left_out: Callable[[], None]
-    ) -> None:
-        self.plan, self.passages, self.on_blocks_left_out = plan, passages, on_blocks_left_out
+    def __init__(self, plan: BlockPlan, stage: Stage) -> None:
+        self.plan, self.on_blocks_left_out = plan, stage.on_blocks_left_out
+        self.learned = [stage.lesson.streams_of(chain) for chain in plan.chains]
         self.entered: Tensor | None = None  # main stream that entered the chain that leads
         self.running: set[int] = set()  # chains that have begun and not ended
         self.misled: set[int] = set()  # chains that begin amid another, with what its skipped blocks did not make
@@ -29,17 +121,16 @@ class Rehearsal:
     @property
     def saw_the_same(self) -> bool:
         """Whether the chain that leads was given what it was given in the call learned from. Waits for the device."""
-        return self.entered is not None and torch.equal(
-            self.entered, self.passages[0].entered[self.plan.chains[0].main]
-        )
+        main = self.plan.chains[0].main
+        return self.entered is not None and torch.equal(self.entered, self.learned[0].entered[main])
 
     def block(self, chain: int, index: int, forward: Forward, args: tuple, kwargs: dict) -> Any:
         """Stands in for one block's forward."""
-        members = self.plan.chains[chain]
+        members, learned = self.plan.chains[chain], self.learned[chain]
         streams = members.wirings[index].streams_in(args, kwargs)
         if index == 0:
-            self.is_as_learned &= same_layout(streams, self.passages[chain].entered)
-            if self.running and not all(map(torch.equal, streams, self.passages[chain].entered)):
+            self.is_as_learned &= same_layout(streams, learned.entered)
+            if self.running and not all(map(torch.equal, streams, learned.entered)):
                 self.misled.add(chain)
             self.running.add(chain)
             streams = list(copied(streams))
@@ -47,9 +138,35 @@ class Rehearsal:
                 forward(*args, **kwargs)
             if chain == 0:
                 self.entered = streams[members.main].clone()
-                self.on_blocks_left_out()
+                if self.on_blocks_left_out is not None:
+                    self.on_blocks_left_out()
         if index == len(members.blocks) - 1:
             self.running.discard(chain)
-            for stream, value in zip(members.ends, copied(self.passages[chain].left)):
+            for stream, value in zip(members.ends, copied(learned.left)):
                 streams[stream] = value
         return members.wirings[index].returned(streams)
+
+
+def _with_another_latent(forward: Forward, *args: Any, **kwargs: Any) -> Any:
+    """The model, given something else for its first argument."""
+
+    def other(leaf: Any) -> Any:
+        return 0.7 * leaf.flip(-1) + 0.1 if is_feature(leaf) else leaf
+
+    if args:
+        return forward(tree_map(other, args[0]), *args[1:], **kwargs)
+    first = next(iter(kwargs), None)
+    return forward(**{name: tree_map(other, value) if name == first else value for name, value in kwargs.items()})
+
+
+def relative_error(some: Any, reference: Any) -> float:
+    """|some - reference| / |reference|, the largest of all features of two outputs alike. Waits for the device.
+
+    NaN, and outputs without features, count as infinite.
+    """
+    errors = [
+        (a.detach().float() - b.detach().float()).norm() / b.detach().float().norm().clamp_min(SMALLEST_NORM)
+        for a, b in zip(flattened(some)[0], flattened(reference)[0], strict=True)
+    ]
+    error = torch.stack(errors).max().item() if errors else inf
+    return error if error == error else inf

@@ -12,35 +12,8 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from ..strategy.tensors import Features
 
-Path = tuple[Any, ...]
-SMALLEST_NORM = 1e-12  # two outputs of zeros are alike
-
-
-@dataclass(frozen=True)
-class Structure:
-    """What a call returned besides some of its tensors: the nesting, and the other leaves."""
-
-    spec: TreeSpec
-    constants: tuple[Any, ...]  # a leaf, or _TENSOR where one of those tensors goes
-
-    def filled_with(self, features: Sequence[Tensor]) -> Any:
-        """The same structure around other tensors."""
-        tensors = iter(features)
-        leaves = [next(tensors) if constant is _TENSOR else constant for constant in self.constants]
-        return tree_unflatten(leaves, self.spec)
-
-    @property
-    def tensor_count(self) -> int:
-        """How many tensors it takes."""
-        return sum(constant is _TENSOR for constant in self.constants)
-
-    @property
-    def has_other_tensors(self) -> bool:
-        """Whether there are tensors that are not features, a mask say: what they hold belongs to one call."""
-        return any(isinstance(constant, Tensor) for constant in self.constants)
-
-
-_TENSOR = object()
+Path = tuple[Any, ...]  # the keys on the way to a tensor in nested tuples, lists and dicts
+TensorKind = tuple[torch.Size, torch.dtype]
 
 
 def tensors_in(value: Any, path: Path = ()) -> dict[Path, Tensor]:
@@ -83,19 +56,56 @@ def flattened(value: Any, belongs: Callable[[Any], bool] = is_feature) -> tuple[
     return taken, Structure(spec, tuple(_TENSOR if belongs(leaf) else leaf for leaf in leaves))
 
 
-def relative_error(some: Any, reference: Any) -> float:
-    """|some - reference| / |reference|, the largest of all features of two outputs alike. Waits for the device.
+@dataclass(frozen=True)
+class Structure:
+    """What a call returned besides some of its tensors: the nesting, and the other leaves."""
 
-    NaN, and outputs without features, count as infinite.
-    """
-    errors = [
-        (a.detach().float() - b.detach().float()).norm() / b.detach().float().norm().clamp_min(SMALLEST_NORM)
-        for a, b in zip(flattened(some)[0], flattened(reference)[0], strict=True)
-    ]
-    error = torch.stack(errors).max().item() if errors else float("inf")
-    return error if error == error else float("inf")
+    spec: TreeSpec
+    constants: tuple[Any, ...]  # a leaf, or _TENSOR where one of those tensors goes
+
+    def filled_with(self, features: Sequence[Tensor]) -> Any:
+        """The same structure around other tensors."""
+        tensors = iter(features)
+        leaves = [next(tensors) if constant is _TENSOR else constant for constant in self.constants]
+        return tree_unflatten(leaves, self.spec)
+
+    @property
+    def tensor_count(self) -> int:
+        """How many tensors it takes."""
+        return sum(constant is _TENSOR for constant in self.constants)
+
+    @property
+    def has_other_tensors(self) -> bool:
+        """Whether there are tensors that are not features, a mask say: what they hold belongs to one call."""
+        return any(isinstance(constant, Tensor) for constant in self.constants)
 
 
-def all_finite(value: Any) -> bool:
-    """Whether no feature of a value holds NaN or infinity. Waits for the device."""
-    return all(bool(torch.isfinite(feature).all()) for feature in flattened(value)[0])
+_TENSOR = object()
+
+
+@dataclass(frozen=True)
+class Wiring:
+    """Where one block takes the streams from and where it gives them."""
+
+    takes: tuple[Path, ...]  # to each stream in (args, kwargs)
+    gives: tuple[Path | None, ...]  # to it in the return value; None where it ends here
+    extras: dict[Path, TensorKind]  # tensors that it returns besides the streams
+    order: tuple[Path, ...]  # in which the return value holds all of them
+    returns: Structure
+    arguments: frozenset[Path]  # the tensors it is given
+
+    def streams_in(self, args: tuple, kwargs: dict) -> list[Tensor]:
+        """The streams as the block is given them."""
+        return [at_path((args, kwargs), path) for path in self.takes]
+
+    def streams_out(self, output: Any) -> list[Tensor | None]:
+        """The streams as the block returned them; None for one that ends in it."""
+        return [None if path is None else at_path(output, path) for path in self.gives]
+
+    def returned(self, streams: list[Tensor]) -> Any:
+        """What the block would return if it left the streams at these values; all it returns besides is zeros."""
+        given = dict(zip(self.gives, streams))
+        zeros = {
+            path: streams[0].new_zeros((), dtype=dtype).expand(shape) for path, (shape, dtype) in self.extras.items()
+        }
+        return self.returns.filled_with([given[path] if path in given else zeros[path] for path in self.order])

@@ -45,18 +45,17 @@ class Stopwatch:
 
 
 class StepReading(Protocol):
-    """The step of a call: `is_ready` if reading it would not wait for the device."""
+    """Where the step of a call is read from: `is_ready` if that would not wait for the device."""
 
     is_ready: bool
-
-    def __call__(self) -> Step: ...
+    step: Step
 
 
 @dataclass
 class CallRecord:
     """One model call. What is still on the device is read in `settle`, when the run is over."""
 
-    step_of_call: StepReading | None
+    reading: StepReading | None
     branches: tuple[str, ...]
     action: str  # computed, reused or forecast
     reason: str
@@ -72,21 +71,21 @@ class CallRecord:
     def settle(self) -> None:
         """Read step and seconds, and let go of what they are read from."""
         if self.watch is not None:
-            self.step, self.seconds = self.step_of_call(), self.watch.seconds
-            self.step_of_call = self.watch = None
+            self.step, self.seconds = self.reading.step, self.watch.seconds
+            self.reading = self.watch = None
 
     def settle_if_ready(self) -> None:
         """Read now what needs no waiting for the device. What does stays unknown until `settle`."""
-        watch, step_of_call = self.watch, self.step_of_call  # another thread may let go of them meanwhile
+        watch, reading = self.watch, self.reading  # another thread may let go of them meanwhile
         if self.seconds is None and watch is not None and watch.is_ready:
             self.seconds = watch.seconds
-        if self.step is None and step_of_call is not None and step_of_call.is_ready:
-            self.step = step_of_call()
+        if self.step is None and reading is not None and reading.is_ready:
+            self.step = reading.step
 
     def abandon(self) -> None:
         """Let go of the device: what is not known stays so."""
         self.settle_if_ready()
-        self.step_of_call = self.watch = None
+        self.reading = self.watch = None
 
     def as_dict(self) -> dict[str, Any]:
         """As far as it is known, ready for JSON."""

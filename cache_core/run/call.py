@@ -1,288 +1,151 @@
 """One model call on its way through the strategies."""
 
-from __future__ import annotations
-
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from math import inf
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from torch import Tensor, nn
-from torch.utils._pytree import tree_map
-
-from ..model.attention import kind_of
-from ..model.compiled import entry_of
-from ..model.failures import SHAPES_DO_NOT_FIT, is_of_the_device, is_out_of_memory
-from ..model.hooks import HookRegistry
-from ..model.lesson import Lesson
-from ..model.rehearsal import Rehearsal
-from ..model.structure import all_finite, is_feature, relative_error
-from ..report.record import CallRecord, Stopwatch
-from ..strategy.step import Step
-from ..strategy.strategy import GUIDANCE, AttentionKind, Site
-from .reading import SigmaReading, StepOfCall
-from .sites import at_guidance, at_module
-from .stack import BlockStack, keep_passages
+from ..model import Around, Forward, Hook, HookRegistry, Lesson, entry_of, kind_of_operation
+from ..report.record import CallRecord
+from ..strategy import Site, Strategy
+from .learning import learn, lesson_for
+from .models import SITES_OF
+from .sites import at_module
+from .stack import BlockStack
+from .state import CallState
 from .visit import Visit
 
-if TYPE_CHECKING:
-    from .run import CacheRun
-
-NO_MEMORY = "memory ran out while leaving them out was tested"
-NO_NUMBER = "the model's output holds NaN or infinity"
-SHAPES_CHANGE = "their shapes change"
 UNCOMPILED = "blocks run without torch.compile: this cache steps in inside them; one at level model or output keeps it"
-MOST_REHEARSAL_ERROR = 0.01  # of the output's norm: a plan read right gives 0 but for kernels that vary
+NOT_AS_LEARNED = "the model did not run its blocks as learned; such calls are computed again"
+NO_SITES = "no chain of blocks was found in this model, so level {} has nothing to cache"
+OUTPUT, STACK = Site("output", ""), Site("model", "")
 
 
 class ModelCall:
-    """One forward pass of the model, for one branch or several joined in a batch."""
+    """Hooks on the model for the length of one forward pass, by which strategies step in where they belong.
 
-    def __init__(self, run: CacheRun, model: nn.Module, sigma: SigmaReading, contexts: tuple[Hashable, ...]) -> None:
-        self.run, self.model, self.sigma, self.contexts = run, model, sigma, contexts
-        self.evaluation = run.evaluation
-        self.plan, self.compilation = run.plan_of(model), run.compilation_of(model)
-        self.watch = Stopwatch(sigma.tensor.device)
+    `forward` calls the model once; `inputs` as in `CacheRun.call_model`.
+    """
+
+    def __init__(self, state: CallState, forward: Callable[[], Any], inputs: Sequence[Any] | None) -> None:
+        self.state, self.run, self.model = state, state.run, state.model
+        self.forward, self.inputs = forward, inputs
+        self.visits: list[Visit] = []
+        self._turns: dict[tuple[Strategy, str], int] = {}
         self._running: list[str] = []  # the blocks that run now, by name, outermost first
         self._is_inside_attention = False
-        self._turns: dict[tuple[int, str], int] = {}
-        self.visits: list[Visit] = []
-        self.kept_something = False
 
-    @property
-    def step(self) -> Step:
-        """Where in the schedule this call is. Waits for the device the first time."""
-        step = self.run.schedule.step_at(self.sigma.value)
-        self.run.noticed(self.sigma.noise_share)
-        return step
-
-    @property
-    def adds_noise(self) -> bool:
-        """Whether the sampler was seen to add noise by now. Waits for the device the first time."""
-        self.run.noticed(self.sigma.noise_share)
-        return self.run.adds_noise
-
-    def measured(self, number: int, site: Site, measure: Callable[[Tensor], Tensor]) -> float:
-        """The evaluation's measure at this site, read together with the sigma so that the device is waited for once."""
-
-        def take() -> float:
-            return self.sigma.read_with(measure(self.run.schedule.time_of(self.sigma.tensor)))
-
-        return self.evaluation.measured((number, site), self.model, take)
-
-    def through(self, forward: Callable[[], Any], inputs: Sequence[Any] | None) -> Any:
-        """Run `forward` with every strategy stepping in where it belongs. `inputs` as in `CacheRun.call_model`."""
-        hooks, stacks = HookRegistry(), []
-        whole: Callable[..., Any] = lambda *_: forward()  # noqa: E731 - strategies step in around it
-        lesson = None
-        if self.run.must_learn(self.model):
-            lesson = Lesson(self.model, self.run.methods, bool(self.compilation))
-        for number, strategy in enumerate(self.run.strategies):
-            if "model" in strategy.levels and self.plan.chains:
-                stacks.append(stack := BlockStack(self.visit(number, Site("model", "")), self.plan))
-                hooks.extend(self._along(stack))
-            elif "output" in strategy.levels or ("model" in strategy.levels and lesson is None):
-                at_output = self._at(number, Site("output", ""))
-                if inputs is not None and self.adds_noise:
-                    whole = partial(at_output, whole)
-                else:
-                    hooks.add(self.model, at_output)
-            for module, site in self.run.places(number, self.model):
-                if site.level != "attention" or self.run.attends_in(self.model):
-                    hooks.add(module, self._at(number, site), entry_of(module))
-        if self.run.attends_in(self.model):
-            for name, block in self.run.blocks_of(self.model).items():
-                hooks.add(block, self._naming(name), entry_of(block))
-        returned: list[Any] = []
+    def compute(self) -> Any:
+        """What `forward` returns, or would have returned."""
+        lesson = None if self.model.is_learned else lesson_for(self.state)
+        stacks = self._stacks()
+        around_model, forward = self._at_output(stacks, lesson)
+        hooks: list[Hook] = []  # of two on one module, the later strategy's runs first
+        for strategy in self.run.terms.strategies:
+            hooks += self.model.plan.along(stacks[strategy].block) if strategy in stacks else ()
+            hooks += [hook for owner, hook in around_model if owner is strategy]
+            hooks += self._at_sites(strategy)
+        hooks += self._naming_blocks()
+        hooks += lesson.watching() if lesson else ()
+        with HookRegistry(self._between_compiled(hooks)):
+            output = forward()
         if lesson is not None:
-            hooks.extend(lesson.watching())
-            hooks.add(self.model, _noting_returns(returned))
-        hooks = self._between_compiled(hooks)
-        with hooks:
-            output = whole(*inputs or ())
-        if lesson is not None:
-            self._learn(lesson, forward, returned)
-        misled = [stack for stack in stacks if not stack.end() and stack.answers is not None]
-        if misled:
-            self._give_up()
-            self.run.report.note("the model did not run its blocks as learned; such calls are computed again")
-            return forward()
-        return output
+            learn(self.state, lesson, self._perform, partial(self._visit, site=STACK))
+        is_misled = False
+        for stack in stacks.values():
+            is_misled |= not stack.end() and stack.answers is not None
+        return self._computed_again() if is_misled else output
 
-    def attention(self, forward: Callable[..., Any], args: tuple, kwargs: dict) -> Any:
+    def attention(self, forward: Forward, args: tuple, kwargs: dict) -> Any:
         """One attention operation. It is a site where no attention module is around it."""
         if not self._running or self._is_inside_attention:
             return forward(*args, **kwargs)
-        site = Site("attention", self._running[-1], kind=_kind_of_operation(self._running[-1], args))
-        for number, strategy in enumerate(self.run.strategies):
+        block, (query, key) = self._running[-1], args[:2]
+        site = Site("attention", block, kind=kind_of_operation(block, query, key))
+        for strategy in self.run.terms.strategies:
             if "attention" in strategy.levels and strategy.steps_in_at(site):
-                forward = partial(self._at(number, site), forward)
+                forward = partial(self._at(strategy, site), forward)
         return forward(*args, **kwargs)
 
-    def guided(self, predict: Callable[[bool, bool], tuple]) -> tuple[tuple[Tensor, Tensor], bool]:
-        """Both noise predictions of one evaluation, and whether a strategy stood in for the one without the prompt."""
-        evaluation = self.evaluation
-        visit = self.visit(self.run.number_at_guidance, GUIDANCE)
+    # The hooks, source by source
 
-        def noting_branches(conditional: bool, unconditional: bool) -> tuple:
-            evaluation.without_unconditional = not unconditional
-            evaluation.all_compute |= unconditional and self.run.previous.without_unconditional
-            return predict(conditional, unconditional)
+    def _stacks(self) -> dict[Strategy, BlockStack]:
+        """The way along the chains of blocks, for each strategy that works there."""
+        plan, stacks = self.model.plan, {}
+        for strategy in self.run.terms.strategies:
+            if "model" in strategy.levels and plan.chains:
+                stacks[strategy] = BlockStack(self._visit(strategy, STACK), plan)
+        return stacks
 
-        predictions = at_guidance(visit, noting_branches)
-        return predictions, visit.was_answered
+    def _at_output(
+        self, stacks: dict[Strategy, BlockStack], lesson: Lesson | None
+    ) -> tuple[list[tuple[Strategy, Hook]], Callable[[], Any]]:
+        """Hooks on the model for strategies that keep its output, and `forward`.
 
-    def _learn(self, lesson: Lesson, forward: Callable[[], Any], computed: list[Any]) -> None:
-        """The first call of a run: what it taught is put to the test, and what it computed is kept."""
-        self.plan = lesson.plan()
-        if self.plan.chains and self.run.steps_in_at("model"):
-            why, is_certain = self._why_misread(lesson, forward, computed)
-            if why:
-                self.plan = self.run.not_learned(self.model, why, is_certain)
-                return
-        self.run.learned(self.model, self.plan)
-        passages = [lesson.streams_of(chain) for chain in self.plan.chains]
-        for number, strategy in enumerate(self.run.strategies):
-            if "model" in strategy.levels and passages:
-                keep_passages(self.visit(number, Site("model", "")), self.plan, passages)
-
-    def _why_misread(self, lesson: Lesson, forward: Callable[[], Any], computed: list[Any]) -> tuple[str | None, bool]:
-        """Why the chains that were found must not be left out, if so, and whether that is certain."""
-        try:
-            error = self._rehearsed(lesson, forward, computed)
-        except RuntimeError as failure:
-            if not is_out_of_memory(failure):
-                raise
-            return NO_MEMORY, True  # the model alone has just fitted
-        if error <= MOST_REHEARSAL_ERROR:
-            return None, True
-        if error < inf:
-            return f"leaving them out changed the output by {error:.1%}", True
-        return SHAPES_CHANGE if all_finite(computed) else NO_NUMBER, False
-
-    def _rehearsed(self, lesson: Lesson, forward: Callable[[], Any], computed: list[Any]) -> float:
-        """Put the plan to the test, and drop the chains that must not be in it. The relative error of what is left.
-
-        If there are several chains, the first must see the latent: with another latent, something else must enter it.
-        Otherwise it encodes the prompt, say, and would not change from step to step. Then the blocks that were just
-        computed are left out, and the model must return the same. A plan that was misread would make every reused call
-        a wrong picture. Costs embedding, head and what else of the model always runs, once or twice a run, and waits
-        for the device.
+        Once the sampler was seen to add noise they are around `forward` instead and keep the denoised latent: what the
+        model returns belongs to the noise of one step. Level model works at the output where there is no chain.
         """
-        while len(self.plan.chains) > 1 and self._leads_blindly(lesson, forward):
-            self.plan = self.plan.without([self.plan.chains[0]], "it does not see the latent")
-        plan, error = self.plan, inf
-        returning_more = [chain for chain in plan.chains if chain.has_extras]
-        simpler = plan.without(returning_more, "its blocks return more than they pass on")
-        for self.plan in (plan, replace(plan, runs_first=True), *([simpler] if returning_more else [])):
-            if self.plan.chains and (error := self._rehearsal_error(lesson, forward, computed)) <= MOST_REHEARSAL_ERROR:
-                break
-        return error
+        levels = {"output"} if lesson else {"output", "model"}
+        strategies = [each for each in self.run.terms.strategies if each not in stacks and levels & {*each.levels}]
+        if not strategies or not self._keeps_denoised():
+            return [(each, Hook(self.model.module, self._at(each, OUTPUT))) for each in strategies], self.forward
+        forward: Callable[..., Any] = lambda *_: self.forward()  # noqa: E731 - a site is what gets inputs
+        for strategy in strategies:
+            forward = partial(self._at(strategy, OUTPUT), forward)
+        return [], partial(forward, *self.inputs)
 
-    def _leads_blindly(self, lesson: Lesson, forward: Callable[[], Any]) -> bool:
-        """Whether the chain that leads is given the same for another latent, on all ranks."""
-        saw_the_same = self._rehearsal(lesson, forward, _with_another_latent).saw_the_same
-        return not any(self._largest([not saw_the_same]))
+    def _keeps_denoised(self) -> bool:
+        return self.inputs is not None and self.run.sampler_adds_noise(self.state.sigma)
 
-    def _largest(self, values: Sequence[float]) -> list[float]:
-        """The largest of each among all ranks: they must take the model for the same, or one would wait for ever."""
-        return self.run.ranks.largest(values, self.sigma.tensor.device)
+    def _at_sites(self, strategy: Strategy) -> list[Hook]:
+        """At blocks, and at modules inside them."""
+        sites = self.model.sites
+        for level in strategy.levels:
+            if level in SITES_OF and not sites.blocks:
+                self.run.report.note(NO_SITES.format(level))
+        return [
+            Hook(module, self._at(strategy, site), entry_of(module))
+            for module, site in sites.of[strategy]
+            if site.level != "attention" or sites.are_attended
+        ]
 
-    def _rehearsal_error(self, lesson: Lesson, forward: Callable[[], Any], computed: list[Any]) -> float:
-        returned: list[Any] = []
-        rehearsal = self._rehearsal(lesson, forward, _noting_returns(returned))
-        misled = self._largest([chain in rehearsal.misled for chain in range(len(self.plan.chains))])
-        if any(misled):
-            chains = [chain for chain, is_misled in zip(self.plan.chains, misled) if is_misled]
-            self.plan = self.plan.without(chains, "it begins amid blocks that are skipped, and takes what they give")
-            return self._rehearsal_error(lesson, forward, computed)
-        error = relative_error(returned, computed) if rehearsal.is_as_learned else inf
-        return self._largest([error])[0]
+    def _naming_blocks(self) -> list[Hook]:
+        """So that an attention operation is known by the block it runs in."""
+        sites = self.model.sites
+        blocks = sites.blocks.items() if sites.are_attended else ()
+        return [Hook(block, self._naming(name), entry_of(block)) for name, block in blocks]
 
-    def _rehearsal(self, lesson: Lesson, forward: Callable[[], Any], around_model: Callable[..., Any]) -> Rehearsal:
-        passages = [lesson.streams_of(chain) for chain in self.plan.chains]
-        rehearsal = Rehearsal(self.plan, passages, self.run.on_blocks_left_out)
-        hooks = self._along(rehearsal)
-        hooks.add(self.model, around_model)
-        with self._between_compiled(hooks):
-            try:
-                forward()
-            except SHAPES_DO_NOT_FIT as failure:
-                if is_of_the_device(failure):
-                    raise
-                rehearsal.is_as_learned = False
-        return rehearsal
-
-    def _between_compiled(self, hooks: HookRegistry) -> HookRegistry:
-        """With these, hooks that keep torch.compile's work around and behind them, never through them."""
-        if not self.compilation:
+    def _between_compiled(self, hooks: list[Hook]) -> list[Hook]:
+        """These, and before them those that keep torch.compile's work around and behind them, never through them."""
+        compilation, sites = self.model.compilation, self.model.sites
+        if compilation.is_none:
             return hooks
-        places = {module: method for module, method in hooks.hooked.items() if module is not self.model}
-        opened = self.compilation.opened_at(places)
-        if self.run.steps_in_inside_blocks(self.model):
-            if places:
-                self.run.report.note(UNCOMPILED)
-        else:
-            blocks = [block for block in self.run.blocks_of(self.model).values() if block in places]
-            opened.extend(self.compilation.compiled_alone({block: places[block] for block in blocks}))
-        opened.extend(hooks)
-        return opened
+        hooked = {hook.module: hook.method for hook in hooks if hook.module is not self.model.module}
+        opened = compilation.opened_at(hooked)
+        if not sites.are_inside_blocks:
+            blocks = [block for block in sites.blocks.values() if block in hooked]
+            opened += compilation.compiled_alone({block: hooked[block] for block in blocks})
+        elif hooked:
+            self.run.report.note(UNCOMPILED)
+        return [*opened, *hooks]
 
-    def _give_up(self) -> None:
-        self.run.forget(self.contexts)
-        self.visits = []
+    def _at(self, strategy: Strategy, site: Site) -> Around:
+        is_passing = not strategy.steps_in_at(site)
 
-    def _along(self, stack: BlockStack | Rehearsal) -> HookRegistry:
-        hooks = HookRegistry()
-        for chain, members in enumerate(self.plan.chains):
-            for index, block in enumerate(members.blocks):
-                hooks.add(block, _handing_over(partial(stack.block, chain, index)), members.methods[index])
-        return hooks
-
-    def visit(self, number: int, site: Site) -> Visit:
-        """This strategy at this site, in this call."""
-        turn = self._turns.get((number, site.name), 0)
-        self._turns[number, site.name] = turn + 1
-        self.visits.append(visit := Visit(self, number, replace(site, turn=turn)))
-        return visit
-
-    def record(self, labels: tuple[str, ...]) -> CallRecord:
-        """What this call did, for the report."""
-        total = sum(visit.units for visit in self.visits)
-        answers = [visit for visit in self.visits if visit.was_answered]
-        told = next((call for visit in answers or self.visits for call in visit.calls), None)
-        learning = self.evaluation.is_learning
-        return CallRecord(
-            step_of_call=StepOfCall(self.run.schedule, self.sigma),
-            branches=labels,
-            action="computed" if not answers else "forecast" if told.order else "reused",
-            reason="learning the model's blocks" if learning else told.reason if told else "nothing is cached in it",
-            measure=told.measure if told else None,
-            computed_share=sum(visit.units_computed for visit in self.visits) / total if total else 1.0,
-            watch=self.watch,
-            evaluation=self.evaluation.number,
-            threshold=told.threshold if told else None,
-            strategy=self.run.strategies[told.number].title if told else "",
-        )
-
-    def _at(self, number: int, site: Site) -> Callable[..., Any]:
-        is_passing = not self.run.strategies[number].steps_in_at(site)
-
-        def around(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        def around(forward: Forward, *args: Any, **kwargs: Any) -> Any:
             outer = self._is_inside_attention
             self._is_inside_attention |= site.level == "attention"
             try:
                 if is_passing:
                     return forward(*args, **kwargs)
-                return at_module(self.visit(number, site), forward, args, kwargs)
+                return at_module(self._visit(strategy, site), forward, args, kwargs)
             finally:
                 self._is_inside_attention = outer
 
         return around
 
-    def _naming(self, block: str) -> Callable[..., Any]:
-        def around(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def _naming(self, block: str) -> Around:
+        def around(forward: Forward, *args: Any, **kwargs: Any) -> Any:
             self._running.append(block)
             try:
                 return forward(*args, **kwargs)
@@ -291,35 +154,43 @@ class ModelCall:
 
         return around
 
+    # What they need
 
-def _handing_over(stand_in: Callable[..., Any]) -> Callable[..., Any]:
-    def around(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        return stand_in(forward, args, kwargs)
+    def _visit(self, strategy: Strategy, site: Site) -> Visit:
+        """This strategy at this site, for the first time in this call or once more."""
+        turn = self._turns.get((strategy, site.name), 0)
+        self._turns[strategy, site.name] = turn + 1
+        self.visits.append(visit := Visit(self.state, strategy, replace(site, turn=turn)))
+        return visit
 
-    return around
+    def _perform(self, hooks: list[Hook]) -> None:
+        """The same call once more, with these hooks instead."""
+        with HookRegistry(self._between_compiled(hooks)):
+            self.forward()
 
-
-def _with_another_latent(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """The model, given something else for its first argument."""
-
-    def other(leaf: Any) -> Any:
-        return 0.7 * leaf.flip(-1) + 0.1 if is_feature(leaf) else leaf
-
-    if args:
-        return forward(tree_map(other, args[0]), *args[1:], **kwargs)
-    first = next(iter(kwargs), None)
-    return forward(**{name: tree_map(other, value) if name == first else value for name, value in kwargs.items()})
-
-
-def _noting_returns(returned: list[Any]) -> Callable[..., Any]:
-    def around(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        returned.append(forward(*args, **kwargs))
-        return returned[-1]
-
-    return around
+    def _computed_again(self) -> Any:
+        self.run.memories.forget(self.state.contexts)
+        self.visits = []
+        self.run.report.note(NOT_AS_LEARNED)
+        return self.forward()
 
 
-def _kind_of_operation(block: str, args: tuple) -> AttentionKind:
-    """The kind of attention(query, key, value, ...), each (rows, tokens, ...) or (rows, heads, tokens, channels)."""
-    query, key = args[:2]
-    return "cross" if query.shape[-2] != key.shape[-2] else kind_of(block)
+def record_of(call: CallState, visits: Sequence[Visit], labels: tuple[str, ...]) -> CallRecord:
+    """What a call did, for the report."""
+    total = sum(visit.units for visit in visits)
+    computed = sum(min(visit.units_computed, visit.units) for visit in visits)
+    answered = [visit for visit in visits if visit.was_answered]
+    first = next((branch for visit in answered or visits for branch in visit.branches), None)  # it speaks for all
+    is_learning = call.evaluation.is_learning
+    return CallRecord(
+        reading=call.sigma,
+        branches=labels,
+        action="computed" if not answered else "forecast" if first.order else "reused",
+        reason="learning the model's blocks" if is_learning else first.reason if first else "nothing is cached in it",
+        measure=first.measure if first else None,
+        computed_share=computed / total if total else 1.0,
+        watch=call.watch,
+        evaluation=call.evaluation.number,
+        threshold=first.threshold if first else None,
+        strategy=first.strategy.title if first else "",
+    )

@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import nan
 from threading import Condition
-from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from ..model.compiled import uncompiled
-
-if TYPE_CHECKING:
-    from ..strategy.strategy import Site
-    from .reading import SigmaReading
+from ..model import uncompiled
+from ..strategy import Site, Strategy
+from .reading import SigmaReading
 
 PATIENCE = 60.0  # seconds: the call that leads begins with the others, but may run a ControlNet or load weights first
-NO_LEADER = "the branches' threads could not agree in time, so everything is computed: run them in one thread"
 
 
 @dataclass
 class Evaluation:
-    """The model calls, one or several, of all branches at one point.
+    """The model calls, one or several, of all branches at one point, and what was in the evaluation before.
 
     All branches decide by one measure. In one thread the first branch takes it. Where branches run in threads, each on
     a model of its own, one of the models leads: what it measures counts, whichever is first, so that the picture does
@@ -30,45 +27,77 @@ class Evaluation:
     """
 
     number: int = 0
-    seen: set[tuple[Hashable, int]] = field(default_factory=set)  # contexts that were called, and for which time
+    before: Evaluation | None = None  # the last one in which the model was called
+    sigma: SigmaReading | None = None  # of all its calls, where that is known
+    noise_share: Tensor | None = None  # of the latent's move to here: what no deterministic sampler makes
+    contexts: set[tuple[Hashable, int]] = field(default_factory=set)  # that were called, and for which time
     announced: set[Hashable] = field(default_factory=set)  # branches that were to run in threads
-    must_compute: set[int] = field(default_factory=set)  # strategies one of whose branches has nothing to reuse
+    must_compute: set[Strategy] = field(default_factory=set)  # those one of whose branches has nothing to reuse
     all_compute: bool = False  # a branch is back after evaluations without it: what it keeps is old
     changes: int = 0  # evaluations in a row, up to this one, in which a branch was new
     without_unconditional: bool = False  # that branch was not run
     is_learning: bool = False  # the block plan was learned in it
-    sigma: SigmaReading | None = None  # of all its calls, where that is known
-    noise_share: Tensor | None = None  # share of the latent's move that no deterministic sampler makes
-    missed_leader: bool = False  # a thread waited for the one that leads in vain
+    missed_leader: bool = False  # a thread waited for the one that leads in vain, in this evaluation or before
     _lead: _Lead | None = None  # while branches run in threads
-    _measures: dict[tuple[int, Site], float] = field(default_factory=dict)
+    _measures: dict[tuple[Strategy, Site], float] = field(default_factory=dict)
     _told: Condition = field(default_factory=Condition)
 
-    def measured(self, place: tuple[int, Site], model: nn.Module, measure: Callable[[], float]) -> float:
-        """The number that all branches decide by at this place. NaN if the one that leads has taken none."""
+    def following(self, sigma: SigmaReading | None, noise_share: Tensor | None) -> Evaluation:
+        """The one after it. If another node answered this one without a model call, no branch was away in it."""
+        before, self.before = self if self.contexts else self.before, None  # no chain of them
+        return Evaluation(self.number + 1, before, sigma, noise_share, missed_leader=self.missed_leader)
+
+    def own_contexts(self, contexts: Sequence[Hashable]) -> tuple[tuple[Hashable, int], ...]:
+        """Apart from other calls of the same branch in this evaluation, such as a guidance's second look.
+
+        If one of them was not in the evaluation before, all compute.
+        """
+        with self._told:
+            own = []
+            for context in contexts:
+                turn = 0
+                while (context, turn) in self.contexts:
+                    turn += 1
+                self.contexts.add((context, turn))
+                own.append((context, turn))
+            before = self.before or Evaluation()
+            if not before.contexts.issuperset(own):
+                self.all_compute, self.changes = True, before.changes + 1
+            return tuple(own)
+
+    def measured(self, strategy: Strategy, site: Site, model: nn.Module, measure: Callable[[], float]) -> float:
+        """The number that all branches decide by here. NaN if the one that leads has taken none."""
+        key = (strategy, site)
         with self._told:
             lead = self._lead
             if lead is not None and lead.model is not uncompiled(model):
-                in_time = self._told.wait_for(lambda: place in self._measures or lead.is_over, PATIENCE)
+                in_time = self._told.wait_for(lambda: key in self._measures or lead.is_over, PATIENCE)
                 self.missed_leader |= not in_time
-                return self._measures.get(place, nan)
-            if place in self._measures or (lead is not None and lead.is_over):
-                return self._measures.get(place, nan)
+                return self._measures.get(key, nan)
+            if key in self._measures or (lead is not None and lead.is_over):
+                return self._measures.get(key, nan)
         value = measure()
         with self._told:
-            self._measures[place] = value
+            self._measures[key] = value
             self._told.notify_all()
         return value
+
+    @contextmanager
+    def in_threads(self, branches: Collection[Hashable]) -> Iterator[None]:
+        """While its model calls, of these branches, run in threads; with a branch that is new, all compute."""
+        self.announced.update(branches)
+        known = self.before.announced if self.before else set()
+        self.all_compute |= self.missed_leader or not self.announced <= known
+        try:
+            yield
+        finally:
+            if self._lead is not None:  # all threads are back, or one has failed: nobody waits any more
+                self.ended_call(self._lead.model)
+            self._lead = None
 
     def begin_threads(self, leader: nn.Module) -> None:
         """Branches begin to run in threads, one or more of them on this model: what it measures counts for all."""
         self._lead = _Lead(uncompiled(leader))
-
-    def end_threads(self) -> None:
-        """All of them are back, or one has failed: nobody waits any more."""
-        if self._lead is not None:
-            self.ended_call(self._lead.model)
-        self._lead = None
 
     def ended_call(self, model: nn.Module) -> None:
         """A call of this model is over, or the thread that was to call it, be it with an error."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 
 import torch
@@ -17,19 +18,21 @@ class LatentPath:
     """The latent's way through a sampling run, as far back as a sampler may look.
 
     A deterministic sampler makes the next latent of the latents and predictions it has had: a weighted sum of them,
-    whatever the method and its order. Noise is in no such sum. That is seen without knowing the sampler, and a method
-    that could add noise but is set not to counts as what it does. `denoise_mask`, of the latent's shape, is 1 where the
-    sampler has it all its own way, and less where it is held to another picture (inpainting).
+    whatever the method and its order. Noise is in no such sum. That is seen without knowing the sampler, and what
+    counts is whether noise is added, not whether the sampler could. `denoise_mask`, of the latent's shape, is 1 where
+    the sampler draws freely, and less where it is held to another picture (inpainting).
     """
 
     def __init__(self, denoise_mask: Tensor | None = None) -> None:
+        self.has_noise = False  # whether the sampler was seen to add some
         self._is_free = None if denoise_mask is None else denoise_mask >= 1
         self._latent: Tensor | None = None
         self._predictions: deque[Tensor] = deque(maxlen=REMEMBERED)
+        self._lock = threading.Lock()  # branches may run in threads
 
     def noise_share(self, latent: Tensor) -> Tensor | None:
         """The share of the latent's last move that is in no weighted sum, a scalar on the device. None at the start."""
-        if self._latent is None:
+        if self.has_noise or self._latent is None:
             return None
         rest = self._flat(latent)
         move = (rest - self._latent).norm()
@@ -40,8 +43,23 @@ class LatentPath:
 
     def goes_on(self, latent: Tensor, prediction: Tensor) -> None:
         """The sampler was given this prediction of the clean latent for this latent."""
-        self._latent = self._flat(latent)
-        self._predictions.appendleft(self._flat(prediction))
+        if not self.has_noise:
+            self._latent = self._flat(latent)
+            self._predictions.appendleft(self._flat(prediction))
+
+    def notice(self, noise_share: float) -> bool:
+        """Whether the sampler adds noise, seen just now by this share of the latent's last move."""
+        with self._lock:
+            is_new = noise_share > LEAST_NOISE and not self.has_noise
+            if is_new:
+                self.has_noise = True
+                self.forget()
+            return is_new
+
+    def forget(self) -> None:
+        """Let go of all tensors."""
+        self._is_free = self._latent = None
+        self._predictions.clear()
 
     def _flat(self, tensor: Tensor) -> Tensor:
         free = 1.0 if self._is_free is None else self._is_free.to(tensor.device)

@@ -1,46 +1,34 @@
-"""How a strategy steps in at one module, and at the guidance."""
-
-from __future__ import annotations
+"""How a strategy steps in where one function is the site: a module's forward, or the prediction without the prompt."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
-from ..model.hooks import Forward
-from ..model.structure import flattened, is_feature, tensors_in
-from ..strategy.strategy import CONDITIONAL, FIRST_BLOCK
-from ..strategy.tensors import copied
-from .rows import has_rows, join_rows, rows_layout, split_rows
-
-if TYPE_CHECKING:
-    from .visit import Visit
+from ..model import Forward, flattened, is_feature, tensors_in
+from ..strategy import CONDITIONAL, FIRST_BLOCK, Request, copied
+from .visit import Visit
 
 
 def at_module(visit: Visit, forward: Forward, args: tuple, kwargs: dict) -> Any:
     """One module's output: the strategy's, or the module's own."""
-    if visit.is_barred:
+    if visit.is_excluded:
         return forward(*args, **kwargs)
     inputs = [tensor for tensor in tensors_in((args, kwargs)).values() if is_feature(tensor)]
-    if not has_rows(inputs[:1], visit.branch_count):
-        visit.take_as_one()
-    branches = visit.branches(rows_layout(inputs, visit.branch_count))
-    decision = branches.decide()
-    if isinstance(decision, list):
-        visit.answered()
-        return visit.structure.filled_with(copied(join_rows(decision)))  # a copy: the model may write into it
+    decision = visit.decide(inputs, in_rows=inputs[:1])
+    if not isinstance(decision, Request):
+        return visit.memories[0].structure.filled_with(copied(decision))  # a copy: the model may write into it
     output = forward(*args, **kwargs)
-    visit.unit_computed()
+    visit.units_computed += 1
     if decision is FIRST_BLOCK:
         visit.note("there is no first block to test, so every call is computed")
         return output
     features, structure = flattened(output)
-    parts = split_rows(features, visit.branch_count) if features else None
+    parts = visit.split(features) if features else None
     if parts is not None and not structure.has_other_tensors:
-        branches.keep([copied(part) for part in parts])  # each its own: what one branch drops is free
-        visit.kept(structure)
+        visit.keep([copied(part) for part in parts], structure)  # each its own: what one branch drops is free
     else:
-        visit.bar()
+        visit.exclude()
     return output
 
 
@@ -49,19 +37,16 @@ def at_guidance(visit: Visit, predict: Callable[[bool, bool], tuple]) -> tuple[T
 
     `predict(with, without)` computes those that are wanted.
     """
-    branches = visit.branches(())
-    decision = branches.decide()
+    decision = visit.decide(())
     if decision is CONDITIONAL:
         conditional, _ = predict(True, False)
         with visit.call.watch:
-            decision = branches.decide([copied([conditional])])
-        if isinstance(decision, list):
-            visit.answered()
-            return conditional, decision[0][0]
+            decision = visit.decide_with(copied([conditional]))
+        if not isinstance(decision, Request):
+            return conditional, decision[0]
         _, unconditional = predict(False, True)
     else:
         conditional, unconditional = predict(True, True)
-    visit.unit_computed()
-    branches.keep([copied([conditional, unconditional])])
-    visit.kept()
+    visit.units_computed += 1
+    visit.keep([copied([conditional, unconditional])])
     return conditional, unconditional

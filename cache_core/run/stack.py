@@ -1,188 +1,161 @@
-"""How a strategy steps in along the stack of blocks, in the model's own loop."""
+"""How a strategy steps in along the stack of blocks, in the model's own loop.
 
-from __future__ import annotations
+Streams are the tensors that flow along a chain, such as the picture's tokens and the text's, each (rows, tokens,
+channels). What leaves a chain minus what entered it is its residual, of the same shape.
+"""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..model.chains import BlockPlan
-from ..model.hooks import Forward
-from ..model.lesson import ChainStreams
-from ..model.structure import tensors_in
-from ..strategy.strategy import COMPUTE, FIRST_BLOCK, Request
-from ..strategy.tensors import Features, copied, same_layout
+from ..model import BlockPlan, Chain, ChainStreams, Forward, tensors_in
+from ..strategy import FIRST_BLOCK, Features, Request, copied, same_layout
 from .memory import BlocksRan
-from .rows import has_rows, join_rows, rows_layout, split_rows
-from .visit import Branches
-
-if TYPE_CHECKING:
-    from .visit import Visit
+from .visit import Visit
 
 OTHER_BLOCKS = "some model calls ran other blocks than the first call, another node's perhaps; they were all computed"
 ONLY_BLOCK = "the first block is the only one, so what enters it is tested instead"
 
 
 class BlockStack:
-    """One passage of a model call through the chains of blocks, in the model's own loop.
+    """One passage of a model call through the chains of blocks.
 
-    Computing, it takes from each chain the residual: what leaves the chain minus what entered it (for the chain that
-    leads, what left the first block if the strategy asked for that). Reusing, blocks hand on what they are given, and
-    the last of each chain returns its anchor plus the residual. It overwrites: what the model adds between blocks, a
-    ControlNet's signal say, is part of the residual and must not be counted twice. For the same reason blocks between
-    the first and the last may be left out (skip layer guidance), by all calls of a branch or by none.
+    Computing, it takes from each chain the residual (for the chain that leads from what left the first block, if the
+    strategy asked for that). Reusing, blocks hand on what they are given, and the last of each chain returns what
+    entered plus the residual. It overwrites: what the model adds between blocks, a ControlNet's signal say, is part of
+    the residual and must not be counted twice. For the same reason blocks between the first and the last may be left
+    out (skip layer guidance), by all calls of a branch or by none.
     """
 
     def __init__(self, visit: Visit, plan: BlockPlan) -> None:
-        self.plan = plan
-        self.visit = visit
-        self.branches: Branches | None = None
+        self.plan, self.visit = plan, visit
+        self.is_decided = False  # whether the strategy was asked: at the first block of all
         self.answers: Features | None = None  # residuals that stand in, for all chains in order; None while computing
-        self.anchors: dict[int, list[Tensor]] = {}  # computing: what entered each chain
-        self.finished: dict[int, list[Tensor]] = {}  # what leaves a chain: the residual, or the answer
+        self.entered: dict[int, Features] = {}  # computing: the streams that entered each chain
+        self.finished: dict[int, list[Tensor]] = {}  # what leaves a chain: the residuals, or what stands in
         self.expected = [0] * len(plan.chains)  # which block of each chain runs next, if none is left out
         self.ran: BlocksRan = set()
-        self.as_learned = True  # False once the model runs its blocks unlike the call that was learned from
+        self.is_as_learned = True  # False once the model runs its blocks unlike the call that was learned from
 
     def block(self, chain: int, index: int, forward: Forward, args: tuple, kwargs: dict) -> Any:
         """Stands in for one block's forward."""
+        members = self.plan.chains[chain]
         is_next = index == 0 if self.expected[chain] == 0 else index >= self.expected[chain]
-        self.as_learned &= is_next and (self.branches is not None or chain == 0)
-        if not self.as_learned:
-            self.visit.unit_computed()
+        self.is_as_learned &= is_next and (self.is_decided or chain == 0)
+        if not self.is_as_learned:
+            self.visit.units_computed += 1
             return forward(*args, **kwargs)
         self.expected[chain] = index + 1
         self.ran.add((chain, index))
-        if index == 0 and not self._is_given_as_learned(chain, args, kwargs):
-            self.as_learned = False
+        streams = self._streams_in(members, index, args, kwargs)
+        if streams is None:
+            self.is_as_learned = False
             return forward(*args, **kwargs)
-        try:
-            streams = self.plan.chains[chain].wirings[index].streams_in(args, kwargs)
-        except (LookupError, TypeError):
-            self.as_learned = False
-            return forward(*args, **kwargs)
-        if self.branches is None:
-            return self._lead(streams, forward, args, kwargs)
-        if index == 0:
-            streams = self._enter(chain, streams)
-        return self._pass(chain, index, streams, forward, args, kwargs)
+        if not self.is_decided:
+            is_computed, output = self._decided(streams, forward, args, kwargs)
+            if is_computed:
+                return output
+        elif index == 0:
+            self._enter(chain, streams)
+        if self.answers is None or not self.is_as_learned:
+            return self._computed(chain, index, forward, args, kwargs)
+        if index == 0:  # a computed block would not hand on the very tensors that it was given
+            streams = list(copied(streams))
+        if index == len(members.blocks) - 1:
+            for stream, value in zip(members.ends, self.finished[chain]):
+                streams[stream] = value
+        return members.wirings[index].returned(streams)
 
     def end(self) -> bool:
         """The model call is over. Whether every chain ran as it should; if not, nothing is kept."""
-        complete = self.as_learned and self.expected == [len(chain.blocks) for chain in self.plan.chains]
-        if complete and not self.visit.ran_alike(self.ran):
+        is_complete = self.is_as_learned and self.expected == [len(chain.blocks) for chain in self.plan.chains]
+        if is_complete and not all(memory.ran in (None, self.ran) for memory in self.visit.memories):
             self.visit.forget()
             return False
-        if not complete and self.answers is None and self.expected != [0] * len(self.expected):
+        if not is_complete and self.answers is None and any(self.expected):
             self.visit.note(OTHER_BLOCKS)
-        if complete and self.answers is None:
-            residuals = [tensor for chain in sorted(self.finished) for tensor in self.finished[chain]]
-            parts = split_rows(residuals, self.visit.branch_count)
-            if parts is not None:
-                self.branches.keep(parts)
-                self.visit.kept(ran=self.ran)
-        return complete
+        if is_complete and self.answers is None:
+            residuals = [residual for chain in sorted(self.finished) for residual in self.finished[chain]]
+            self.visit.keep(self.visit.split(residuals), ran=self.ran)
+        return is_complete
 
-    def _lead(self, streams: list[Tensor], forward: Forward, args: tuple, kwargs: dict) -> Any:
-        """The first block of all: here the strategy decides."""
-        chain = self.plan.chains[0]
-        if not has_rows([streams[stream] for stream in chain.ends], self.visit.branch_count):
-            self.visit.take_as_one()
-        self.branches = self.visit.branches(rows_layout(streams, self.visit.branch_count))
-        decision = self.branches.decide()
-        if decision is FIRST_BLOCK and self.plan.block_count == 1:
-            parts = split_rows(copied([streams[chain.main]]), self.visit.branch_count)
-            decision = self.branches.decide(parts) if parts is not None else COMPUTE
+    def _streams_in(self, members: Chain, index: int, args: tuple, kwargs: dict) -> list[Tensor] | None:
+        """The streams that a block is given; None where it is given something else than in the call learned from."""
+        # Blocks that return more than they pass on fill a cache of the model's own if they are given none.
+        if index == 0 and members.has_extras and members.wirings[0].arguments != set(tensors_in((args, kwargs))):
+            return None
+        try:
+            return members.wirings[index].streams_in(args, kwargs)
+        except (LookupError, TypeError):
+            return None
+
+    def _decided(self, streams: list[Tensor], forward: Forward, args: tuple, kwargs: dict) -> tuple[bool, Any]:
+        """At the first block of all the strategy decides. Whether that block was computed for it, and its output."""
+        chain, self.is_decided = self.plan.chains[0], True
+        decision = self.visit.decide(streams, in_rows=[streams[stream] for stream in chain.ends])
+        if decision is FIRST_BLOCK and self.plan.block_count > 1:
+            (before,) = copied([streams[chain.main]])
+            output = forward(*args, **kwargs)
+            self.visit.units_computed += 1
+            streams = chain.wirings[0].streams_out(output)
+            decision = self.visit.decide_with([torch.sub(streams[chain.main].detach(), before, out=before)])
+            self.answers = None if isinstance(decision, Request) else decision
+            self._enter(0, streams)
+            return True, output
+        if decision is FIRST_BLOCK:
+            decision = self.visit.decide_with(copied([streams[chain.main]]))
             self.visit.note(ONLY_BLOCK)
-        if decision is not FIRST_BLOCK:
-            self._take(decision)
-            if self.answers is not None and self.plan.runs_first:
-                streams = list(copied(streams))
-                forward(*args, **kwargs)
-                self.visit.unit_computed()
-            return self._pass(0, 0, self._enter(0, streams), forward, args, kwargs)
-        (before,) = copied([streams[chain.main]])
-        output = forward(*args, **kwargs)
-        self.visit.unit_computed()
-        streams = chain.wirings[0].streams_out(output)
-        residual = torch.sub(streams[chain.main].detach(), before, out=before)
-        parts = split_rows([residual], self.visit.branch_count)
-        if parts is not None:
-            self._take(self.branches.decide(parts))
+        self.answers = None if isinstance(decision, Request) else decision
+        if self.answers is not None and self.plan.runs_first:
+            streams[:] = copied(streams)  # the block may write into what it is given
+            forward(*args, **kwargs)
+            self.visit.units_computed += 1
         self._enter(0, streams)
-        return output
+        return False, None
 
-    def _is_given_as_learned(self, chain: int, args: tuple, kwargs: dict) -> bool:
-        """Blocks that return more than they pass on fill a cache of the model's own if they are given none."""
-        members = self.plan.chains[chain]
-        return not members.has_extras or members.wirings[0].arguments == set(tensors_in((args, kwargs)))
-
-    def _take(self, decision: Request | list[Features]) -> None:
-        if isinstance(decision, list) and all(same_layout(part, decision[0]) for part in decision):
-            self.answers = join_rows(decision)
-            self.visit.answered()
-
-    def _enter(self, chain: int, streams: list[Tensor]) -> list[Tensor]:
-        """A chain begins with these streams. What its first block shall pass on if it is not computed."""
+    def _enter(self, chain: int, streams: list[Tensor]) -> None:
+        """A chain begins with these streams."""
         ends = self.plan.chains[chain].ends
         entering = [streams[stream] for stream in ends]
         if self.answers is None:
-            self.anchors[chain] = list(copied(entering))
-            return streams
+            self.entered[chain] = copied(entering)
+            return
         first = sum(len(before.ends) for before in self.plan.chains[:chain])
         residuals = self.answers[first : first + len(ends)]
-        self.as_learned &= same_layout(residuals, entering)
-        if self.as_learned:
+        self.is_as_learned &= same_layout(residuals, entering)
+        if self.is_as_learned:
             self.finished[chain] = [stream + residual for stream, residual in zip(entering, residuals, strict=True)]
-        return list(copied(streams))  # a computed block would not hand on the very tensors that it was given
 
-    def _pass(
-        self, chain: int, index: int, streams: list[Tensor], forward: Forward, args: tuple, kwargs: dict
-    ) -> Any:  # fmt: skip
+    def _computed(self, chain: int, index: int, forward: Forward, args: tuple, kwargs: dict) -> Any:
+        output = forward(*args, **kwargs)
+        self.visit.units_computed += 1
         members = self.plan.chains[chain]
-        wiring, is_last = members.wirings[index], index == len(members.blocks) - 1
-        if self.answers is None or not self.as_learned:
-            output = forward(*args, **kwargs)
-            self.visit.unit_computed()
-            if is_last and self.answers is None:
-                leaving = wiring.streams_out(output)
-                self.finished[chain] = [
-                    torch.sub(leaving[stream].detach(), anchor, out=anchor)
-                    for stream, anchor in zip(members.ends, self.anchors.pop(chain))
-                ]
-            return output
-        if is_last:
-            for stream, value in zip(members.ends, self.finished[chain]):
-                streams[stream] = value
-        return wiring.returned(streams)
+        if index == len(members.blocks) - 1 and self.answers is None:
+            leaving, entered = members.wirings[index].streams_out(output), self.entered.pop(chain)
+            self.finished[chain] = [
+                torch.sub(leaving[stream].detach(), before, out=before) for stream, before in zip(members.ends, entered)
+            ]
+        return output
 
 
-def keep_passages(visit: Visit, plan: BlockPlan, passages: Sequence[ChainStreams]) -> None:
+def keep_learned(visit: Visit, plan: BlockPlan, learned: Sequence[ChainStreams]) -> None:
     """Give the strategy what the call that was learned from computed along the stack."""
-    first, chain = passages[0], plan.chains[0]
-    if not has_rows([first.entered[stream] for stream in chain.ends], visit.branch_count):
-        visit.take_as_one()
-    branches, anchors = visit.branches(rows_layout(first.entered, visit.branch_count)), first.entered
-    visit.units_computed = visit.units
-    if branches.decide() is FIRST_BLOCK:
+    first, chain = learned[0], plan.chains[0]
+    decision = visit.decide(first.entered, in_rows=[first.entered[stream] for stream in chain.ends])
+    visit.units_computed, entered = visit.units, first.entered
+    if decision is FIRST_BLOCK:
         tested = first.entered[chain.main]
         if plan.block_count > 1:
-            tested, anchors = first.after_first[chain.main] - tested, first.after_first
-        parts = split_rows([tested], visit.branch_count)
-        if parts is None:
-            return
-        branches.decide(parts)
-    entering = [anchors, *(passage.entered for passage in passages[1:])]
+            tested, entered = first.after_first[chain.main] - tested, first.after_first
+        visit.decide_with([tested])
     residuals = [
-        left - anchors[stream]
-        for members, passage, anchors in zip(plan.chains, passages, entering)
-        for stream, left in zip(members.ends, passage.left)
-    ]
-    parts = split_rows(residuals, visit.branch_count)
-    if parts is not None:
-        branches.keep(parts)
-        visit.kept(
-            ran={(chain, index) for chain, members in enumerate(plan.chains) for index in range(len(members.blocks))}
+        left - entered[stream]
+        for members, streams, entered in zip(
+            plan.chains, learned, [entered, *(streams.entered for streams in learned[1:])]
         )
+        for stream, left in zip(members.ends, streams.left)
+    ]
+    ran = {(chain, index) for chain, members in enumerate(plan.chains) for index in range(len(members.blocks))}
+    visit.keep(visit.split(residuals), ran=ran)

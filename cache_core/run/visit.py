@@ -1,37 +1,130 @@
-"""One strategy at one site in one model call, for all branches joined in it."""
+"""One strategy at one site in one model call, for all branches that are joined in it.
 
-from __future__ import annotations
+The branches of a prompt are rows of one batch, (branches * pictures, ...). Only this file knows that: what drives a
+site hands over whole batches, and a strategy sees one branch's share.
+"""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import cached_property, partial
 
+import torch
 from torch import Tensor
 
-from ..model.structure import Structure
-from ..strategy.step import Schedule, Step
-from ..strategy.strategy import COMPUTE, Around, Request, Site
-from ..strategy.tensors import Features
+from ..model import Structure
+from ..strategy import COMPUTE, Features, Request, Site, Step, Strategy, same_layout
 from .memory import BlocksRan
-from .rows import Layout
-
-if TYPE_CHECKING:
-    from .call import ModelCall
+from .state import CallState
 
 
-class Branches:
-    """A strategy's `around` at one site in one model call, run for every branch of the batch at the same pace."""
+class BranchCall:
+    """See `strategy.Call`."""
 
-    def __init__(self, arounds: Sequence[Around], may_reuse: bool) -> None:
-        self._asking: dict[int, Around] = dict(enumerate(arounds))
-        self._answers: list[Features | None] = [None] * len(arounds)
-        self._may_reuse = may_reuse
+    def __init__(self, call: CallState, strategy: Strategy, site: Site, may_reuse: bool) -> None:
+        self.strategy, self.site, self.may_reuse = strategy, site, may_reuse
+        self.schedule, self.total = call.run.terms.schedule, call.run.terms.ranks.total
+        self.note, self.reason, self.order = call.run.report.note, "nothing to reuse yet", 0
+        self.measure: float | None = None
+        self.threshold: float | None = None
+        self._call = call
 
-    def decide(self, computed: list[Features] | None = None) -> Request | list[Features]:
-        """What to compute next or, if every branch gave an answer and none is new here, the answers.
+    @cached_property
+    def step(self) -> Step:
+        step = self._call.sigma.step
+        self._call.run.sampler_adds_noise(self._call.sigma)
+        return step
 
-        `computed` is what the branches asked for last, one for each.
+    @property
+    def adds_noise(self) -> bool:
+        return self._call.run.sampler_adds_noise(self._call.sigma)
+
+    def measured(self, measure: Callable[[Tensor], Tensor]) -> float:
+        take = partial(self._call.sigma.measured, measure)
+        return self._call.evaluation.measured(self.strategy, self.site, self._call.model.module, take)
+
+
+class Visit:
+    """A strategy's way from a site to what its branches remember, and to the report."""
+
+    def __init__(self, call: CallState, strategy: Strategy, site: Site) -> None:
+        self.call, self.strategy, self.site = call, strategy, site
+        self.branches: list[BranchCall] = []  # the site as each branch sees it, once the strategy is asked
+        self.was_answered = self.has_kept = False
+        self.units = call.model.plan.block_count if site.level == "model" else 1
+        self.units_computed = self.units if self.is_excluded else 0
+        self._contexts, self._is_separable = call.contexts, True
+
+    def decide(self, given: Sequence[Tensor], in_rows: Sequence[Tensor] = ()) -> Request | Features:
+        """What the strategy wants computed first, or what stands in for the site, of all branches.
+
+        `given` is what the site is given: what was kept from other shapes can't be used. `in_rows` are those tensors
+        that must hold the rows of all branches; where they can't, the branches are taken as one.
         """
+        if not self._have_rows(in_rows):
+            self._contexts = (self._contexts,)
+        run, evaluation, count = self.call.run, self.call.evaluation, len(self._contexts)
+        self._layout = tuple(  # of one branch's share; whole shapes where the first axis does not divide
+            (tensor.shape[0] // count, *tensor.shape[1:]) if self._have_rows([tensor]) else (count, *tensor.shape)
+            for tensor in given
+        )
+        self.memories = [run.memories.of(context, self.strategy, self.site) for context in self._contexts]
+        if any(memory.layout != self._layout for memory in self.memories):
+            evaluation.must_compute.add(self.strategy)
+        self._may_reuse = self.strategy not in evaluation.must_compute and not evaluation.all_compute
+        self.branches = [BranchCall(self.call, self.strategy, self.site, self._may_reuse) for _ in self.memories]
+        pairs = zip(self.branches, self.memories)
+        self._asking = {n: self.strategy.around(branch, memory.state) for n, (branch, memory) in enumerate(pairs)}
+        self._answers: list[Features | None] = [None] * count
+        return self._ask()
+
+    def decide_with(self, computed: Sequence[Tensor]) -> Request | Features:
+        """The same, once there is the part that the strategy wanted first. These tensors are given away."""
+        parts = self.split(computed)
+        self._is_separable = parts is not None
+        return COMPUTE if parts is None else self._ask(parts)
+
+    def split(self, tensors: Sequence[Tensor]) -> list[Features] | None:
+        """Each branch's share of these; None where the branches can't be told apart."""
+        count = len(self._contexts)
+        if count == 1:
+            return [tuple(tensors)]
+        return list(zip(*(tensor.chunk(count) for tensor in tensors))) if self._have_rows(tensors) else None
+
+    def keep(
+        self, parts: list[Features] | None, structure: Structure | None = None, ran: BlocksRan | None = None
+    ) -> None:
+        """The site was computed: each branch keeps what the strategy wants of its share."""
+        if parts is None or not self._is_separable:
+            return
+        self._ask(parts)
+        if self._asking:
+            raise RuntimeError(
+                f"{self.strategy.title}: around() asked again after the whole site was computed. Write `yield COMPUTE` "
+                f"once, last."
+            )
+        for memory in self.memories:
+            memory.layout, memory.structure, memory.ran = self._layout, structure, ran
+        self.has_kept = True
+
+    def forget(self) -> None:
+        """The branches' features are of no more use."""
+        self.call.run.memories.forget(self._contexts)
+
+    @property
+    def is_excluded(self) -> bool:
+        """Whether the strategy is kept out here."""
+        return (self.strategy, self.site) in self.call.run.memories.excluded
+
+    def exclude(self) -> None:
+        """What this site gives can't be kept: keep the strategy out from now on, so that it may reuse elsewhere."""
+        self.call.run.memories.excluded.add((self.strategy, self.site))
+        self.note(f"{self.site.name or 'the model'} always runs: it returns something that can't be kept")
+
+    def note(self, text: str) -> None:
+        """Say something in the report, once."""
+        self.call.run.report.note(text)
+
+    def _ask(self, computed: list[Features] | None = None) -> Request | Features:
+        """What all branches want next or, if each gave an answer and none is new here, the answers as one batch."""
         requests = set()
         for branch, around in list(self._asking.items()):
             try:
@@ -41,127 +134,18 @@ class Branches:
                 del self._asking[branch]
         if len(requests) > 1 or (computed and requests - {COMPUTE}):
             raise RuntimeError(
-                "A strategy must ask for the same in all branches: first for a part at most once, then for COMPUTE."
+                f"{self.strategy.title}: around() must ask for the same in all branches: for a part at most once, "
+                f"first, then for the whole. Decide by call.measured(...), which is one number for all branches."
             )
-        if not requests and self._may_reuse and all(answer is not None for answer in self._answers):
-            return self._answers
-        return requests.pop() if requests else COMPUTE
-
-    def keep(self, computed: list[Features]) -> None:
-        """Hand the branches what was computed, the last thing they asked for."""
-        self.decide(computed)
-        if self._asking:
-            raise RuntimeError("A strategy asked again after the whole site was computed. Yield COMPUTE once, last.")
-
-
-class Visit:
-    """One strategy at one site in one model call: the way from its branches to their memories and to the report."""
-
-    def __init__(self, call: ModelCall, number: int, site: Site) -> None:
-        self.call, self.number, self.site = call, number, site
-        self.calls: list[BranchCall] = []
-        self.was_answered = False
-        self.units = call.plan.block_count if site.level == "model" else 1
-        self.units_computed = self.units if self.is_barred else 0
-        self._contexts = call.contexts
-
-    @property
-    def branch_count(self) -> int:
-        return len(self._contexts)
-
-    def take_as_one(self) -> None:
-        """The branches can't be told apart in the features here: together they are one."""
-        self._contexts = (self._contexts,)
-
-    @property
-    def structure(self) -> Structure:
-        """What this site's module returned around its tensors when it was last computed, for the first branch."""
-        return self._memories[0].structure
-
-    def branches(self, layout: Layout) -> Branches:
-        """The strategy, started once for each branch with that branch's state.
-
-        `layout` is the shapes of each branch's inputs here; features kept from others can't be used.
-        """
-        run, strategy = self.call.run, self.call.run.strategies[self.number]
-        self._layout = layout
-        self._memories = [run.memory(context, self.number, self.site) for context in self._contexts]
-        if any(memory.layout != layout for memory in self._memories):
-            self.call.evaluation.must_compute.add(self.number)
-        may_reuse = self.number not in self.call.evaluation.must_compute and not self.call.evaluation.all_compute
-        self.calls = [BranchCall(self.call, self.number, self.site, may_reuse) for _ in self._memories]
-        arounds = [strategy.around(call, memory.state) for call, memory in zip(self.calls, self._memories)]
-        return Branches(arounds, may_reuse)
-
-    @property
-    def is_barred(self) -> bool:
-        """Whether the strategy is kept out here."""
-        return (self.number, self.site) in self.call.run.barred
-
-    def bar(self) -> None:
-        """What this site gives can't be kept: keep the strategy out from now on, so that it may reuse elsewhere."""
-        self.call.run.barred.add((self.number, self.site))
-        self.note(f"{self.site.name or 'the model'} always runs: it returns something that can't be kept")
-
-    def answered(self) -> None:
-        """The strategy stands in for this site."""
+        answers = self._answers
+        if requests or not self._may_reuse or any(answer is None for answer in answers):
+            return requests.pop() if requests else COMPUTE
+        if len(answers) > 1 and not all(same_layout(answer, answers[0]) for answer in answers):
+            return COMPUTE
         self.was_answered = True
-        if self.site.level == "model":
-            self.call.run.on_blocks_left_out()
+        if self.site.level == "model" and self.call.run.terms.on_blocks_left_out is not None:
+            self.call.run.terms.on_blocks_left_out()
+        return tuple(answers[0]) if len(answers) == 1 else tuple(map(torch.cat, zip(*answers)))
 
-    def kept(self, structure: Structure | None = None, ran: BlocksRan | None = None) -> None:
-        """The site was computed and the branches have what they wanted of it."""
-        for memory in self._memories:
-            memory.layout, memory.structure, memory.ran = self._layout, structure, ran
-        self.call.kept_something = True
-
-    def ran_alike(self, ran: BlocksRan) -> bool:
-        """Whether the same blocks ran in what the branches keep, or they keep nothing yet."""
-        return all(memory.ran in (None, ran) for memory in self._memories)
-
-    def forget(self) -> None:
-        """The branches' features are of no more use."""
-        self.call.run.forget(self._contexts)
-
-    def unit_computed(self) -> None:
-        """A block of the stack, or the module, was computed."""
-        self.units_computed = min(self.units_computed + 1, self.units)
-
-    def note(self, text: str) -> None:
-        """Say something in the report, once."""
-        self.call.run.report.note(text)
-
-
-@dataclass
-class BranchCall:
-    """See `strategy.Call`."""
-
-    model_call: ModelCall
-    number: int
-    site: Site
-    may_reuse: bool
-    reason: str = "nothing to reuse yet"
-    measure: float | None = None
-    threshold: float | None = None
-    order: int = 0
-
-    @property
-    def schedule(self) -> Schedule:
-        return self.model_call.run.schedule
-
-    @property
-    def step(self) -> Step:
-        return self.model_call.step
-
-    @property
-    def adds_noise(self) -> bool:
-        return self.model_call.run.adds_noise
-
-    def measured(self, measure: Callable[[Tensor], Tensor]) -> float:
-        return self.model_call.measured(self.number, self.site, measure)
-
-    def total(self, part: Tensor) -> Tensor:
-        return self.model_call.run.ranks.total(part)
-
-    def note(self, text: str) -> None:
-        self.model_call.run.report.note(text)
+    def _have_rows(self, tensors: Sequence[Tensor]) -> bool:
+        return all(tensor.ndim and tensor.shape[0] % len(self._contexts) == 0 for tensor in tensors)

@@ -57,6 +57,85 @@ class FasterCache(Strategy):
     aliases = ("CFG cache", "negative prompt", "skip CFG", "attention cache")
     levels = ("attention", "guidance")
 
+    def new_state(self, site: Site) -> AttentionState | GuidanceState:
+        return GuidanceState() if site.level == "guidance" else AttentionState()
+
+    def around(self, call: Call, state: AttentionState | GuidanceState) -> Around:
+        return self._unconditional(call, state) if call.site.level == "guidance" else self._attention(call, state)
+
+    def _attention(self, call: Call, state: AttentionState) -> Around:
+        kind, skip_range = call.site.kind, self._range_of(call.site)
+        if call.may_reuse and not is_open(self, f"{kind}_attention_timestep_skip", call.step):
+            call.reason = f"outside the timesteps of {kind} attention"
+        elif call.may_reuse and state.broadcast.goes_on(call.step, skip_range):
+            call.reason = f"{kind} attention is computed once in {skip_range} steps"
+            call.order = len(state.outputs) - 1
+            change = self._attention_weight(call.site) if call.order else 0.0
+            return state.outputs.combined([1 + change, -change][: call.order + 1])
+        elif call.may_reuse:
+            call.reason = f"{kind} attention was extrapolated in {skip_range - 1} steps"
+        state.outputs.add(call.step.time, (yield COMPUTE))
+        state.broadcast.begin(call.step)
+
+    def _unconditional(self, call: Call, state: GuidanceState) -> Around:
+        if call.may_reuse and state.low is not None and self._skips_unconditional(call.step, state):
+            call.reason = f"the negative prompt is computed once in {self.unconditional_batch_skip_range} steps"
+            (conditional,) = yield CONDITIONAL
+            estimate = conditional + self._low_weight(call.step) * state.low + self._high_weight(call.step) * state.high
+            return (estimate.to(conditional.dtype),)
+        conditional, unconditional = yield COMPUTE
+        if conditional.ndim not in (4, 5):
+            call.note(
+                f"the negative prompt is not estimated: the model's output has {conditional.ndim} dimensions, and only "
+                f"pictures (4) and videos (5) have frequencies along height and width"
+            )
+            return
+        state.low, state.high = split_frequencies(unconditional.float() - conditional.float())
+        state.broadcast.begin(call.step)
+
+    def _skips_unconditional(self, step: Step, state: GuidanceState) -> bool:
+        within = is_open(self, "unconditional_batch_timestep_skip", step)
+        return within and state.broadcast.goes_on(step, self.unconditional_batch_skip_range)
+
+    def _attention_weight(self, site: Site) -> float:
+        return self.attention_weight
+
+    def _low_weight(self, step: Step) -> float:
+        return self.alpha_low_frequency if is_open(self, "low_frequency_weight_update", step) else 1.0
+
+    def _high_weight(self, step: Step) -> float:
+        return self.alpha_high_frequency if is_open(self, "high_frequency_weight_update", step) else 1.0
+
+    def _range_of(self, site: Site) -> int:
+        return getattr(self, f"{site.kind}_attention_block_skip_range")
+
+    def steps_in_at(self, site: Site) -> bool:
+        if site.level == "guidance":
+            return self.unconditional_batch_skip_range > 1
+        return site.kind != "cross" and self._range_of(site) > 1
+
+    @property
+    def is_off(self) -> bool:
+        ranges = (self.spatial_attention_block_skip_range, self.temporal_attention_block_skip_range)
+        return max(*ranges, self.unconditional_batch_skip_range) == 1
+
+    def obstacle(self, schedule: Schedule) -> str:
+        ranges = {
+            "spatial_attention": self.spatial_attention_block_skip_range,
+            "temporal_attention": self.temporal_attention_block_skip_range,
+            "unconditional_batch": self.unconditional_batch_skip_range,
+        }
+        wanted = [f"{name}_timestep_skip" for name, skip_range in ranges.items() if skip_range > 1]
+        if any(has_step(self, window, schedule) for window in wanted):
+            return ""
+        return f"none of the {schedule.count} steps after the first is within the timesteps to skip"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_windows(self, *WINDOWS)
+
+    # The settings, and what a user reads of them
+
     spatial_attention_block_skip_range: int = setting(
         2,
         "Compute self-attention once in this many steps and extrapolate it in between. Higher is faster and less "
@@ -112,83 +191,6 @@ class FasterCache(Strategy):
     low_frequency_weight_update_end: int = ends_at(901, "Weigh the low frequencies")
     high_frequency_weight_update_start: int = starts_at(-1, "Weigh the high frequencies")
     high_frequency_weight_update_end: int = ends_at(301, "Weigh the high frequencies")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_windows(self, *WINDOWS)
-
-    @property
-    def is_off(self) -> bool:
-        ranges = (self.spatial_attention_block_skip_range, self.temporal_attention_block_skip_range)
-        return max(*ranges, self.unconditional_batch_skip_range) == 1
-
-    def obstacle(self, schedule: Schedule) -> str:
-        ranges = {
-            "spatial_attention": self.spatial_attention_block_skip_range,
-            "temporal_attention": self.temporal_attention_block_skip_range,
-            "unconditional_batch": self.unconditional_batch_skip_range,
-        }
-        wanted = [f"{name}_timestep_skip" for name, skip_range in ranges.items() if skip_range > 1]
-        if any(has_step(self, window, schedule) for window in wanted):
-            return ""
-        return f"none of the {schedule.count} steps after the first is within the timesteps to skip"
-
-    def steps_in_at(self, site: Site) -> bool:
-        if site.level == "guidance":
-            return self.unconditional_batch_skip_range > 1
-        return site.kind != "cross" and self._range_of(site) > 1
-
-    def new_state(self, site: Site) -> AttentionState | GuidanceState:
-        return GuidanceState() if site.level == "guidance" else AttentionState()
-
-    def around(self, call: Call, state: AttentionState | GuidanceState) -> Around:
-        return self._unconditional(call, state) if call.site.level == "guidance" else self._attention(call, state)
-
-    def _attention(self, call: Call, state: AttentionState) -> Around:
-        kind, skip_range = call.site.kind, self._range_of(call.site)
-        if call.may_reuse and not is_open(self, f"{kind}_attention_timestep_skip", call.step):
-            call.reason = f"outside the timesteps of {kind} attention"
-        elif call.may_reuse and state.broadcast.goes_on(call.step, skip_range):
-            call.reason = f"{kind} attention is computed once in {skip_range} steps"
-            call.order = len(state.outputs) - 1
-            change = self._attention_weight(call.site) if call.order else 0.0
-            return state.outputs.combined([1 + change, -change][: call.order + 1])
-        elif call.may_reuse:
-            call.reason = f"{kind} attention was extrapolated in {skip_range - 1} steps"
-        state.outputs.add(call.step.time, (yield COMPUTE))
-        state.broadcast.begin(call.step)
-
-    def _unconditional(self, call: Call, state: GuidanceState) -> Around:
-        if call.may_reuse and state.low is not None and self._skips_unconditional(call.step, state):
-            call.reason = f"the negative prompt is computed once in {self.unconditional_batch_skip_range} steps"
-            (conditional,) = yield CONDITIONAL
-            estimate = conditional + self._low_weight(call.step) * state.low + self._high_weight(call.step) * state.high
-            return (estimate.to(conditional.dtype),)
-        conditional, unconditional = yield COMPUTE
-        if conditional.ndim not in (4, 5):
-            call.note(
-                f"the negative prompt is not estimated: the model's output has {conditional.ndim} dimensions, and only "
-                f"pictures (4) and videos (5) have frequencies along height and width"
-            )
-            return
-        state.low, state.high = split_frequencies(unconditional.float() - conditional.float())
-        state.broadcast.begin(call.step)
-
-    def _skips_unconditional(self, step: Step, state: GuidanceState) -> bool:
-        within = is_open(self, "unconditional_batch_timestep_skip", step)
-        return within and state.broadcast.goes_on(step, self.unconditional_batch_skip_range)
-
-    def _attention_weight(self, site: Site) -> float:
-        return self.attention_weight
-
-    def _low_weight(self, step: Step) -> float:
-        return self.alpha_low_frequency if is_open(self, "low_frequency_weight_update", step) else 1.0
-
-    def _high_weight(self, step: Step) -> float:
-        return self.alpha_high_frequency if is_open(self, "high_frequency_weight_update", step) else 1.0
-
-    def _range_of(self, site: Site) -> int:
-        return getattr(self, f"{site.kind}_attention_block_skip_range")
 
 
 def split_frequencies(latent: Tensor) -> tuple[Tensor, Tensor]:

@@ -41,6 +41,60 @@ class FirstBlockCache(Strategy):
     aliases = ("FBCache", "FBC", "WaveSpeed", "ParaAttention", "TeaCache", "EasyCache", "DBCache", "cache-dit")
     levels = ("model",)
 
+    def new_state(self, site: Site) -> FirstBlockState:
+        return FirstBlockState(first=History(self.max_order + 1), rest=History(self.max_order + 1))
+
+    def around(self, call: Call, state: FirstBlockState) -> Around:
+        (residual,) = yield FIRST_BLOCK
+        residual = sampled_tokens(residual)
+        if call.may_reuse and self._is_as_expected(call, residual, state):
+            weights = safe_weights(state.rest.nodes, call.step.time, self.max_order)
+            call.order = len(weights) - 1
+            return state.rest.combined(weights)
+        rest = yield COMPUTE
+        state.first.add(call.step.time, (residual,))
+        state.rest.add(call.step.time, rest)
+        state.hits, state.drift = 0, 0.0
+
+    def _is_as_expected(self, call: Call, residual: Tensor, state: FirstBlockState) -> bool:
+        def change(time: Tensor) -> Tensor:
+            (expected,) = state.first.combined(safe_weights_on_device(state.first.nodes, time, self.max_order))
+            return relative_change(residual, expected, call.total)
+
+        drift = state.drift + call.measured(change) * sqrt(abs(call.step.length))
+        call.measure, call.threshold = drift, self.residual_diff_threshold
+        if not call.schedule.is_within(call.step, self.start_percent, self.end_percent):
+            call.reason = "outside start_percent to end_percent"
+        elif state.hits == self.max_consecutive_cache_hits:
+            call.reason = f"{state.hits} reused in a row"
+        elif not state.drift < drift < self.residual_diff_threshold:  # NaN, or no change at all: tells nothing
+            call.reason = f"change {drift:.3g}, threshold {self.residual_diff_threshold:g}"
+        else:
+            call.reason = f"change {drift:.3g} under {self.residual_diff_threshold:g}"
+            state.hits, state.drift = state.hits + 1, drift
+            return True
+        return False
+
+    @property
+    def is_off(self) -> bool:
+        return self.residual_diff_threshold == 0 or self.max_consecutive_cache_hits == 0
+
+    def obstacle(self, schedule: Schedule) -> str:
+        steps = (schedule.step_at(sigma) for sigma in schedule.sigmas[1 : schedule.count])
+        if any(schedule.is_within(step, self.start_percent, self.end_percent) for step in steps):
+            return ""
+        return f"none of the {schedule.count} steps after the first is within start_percent to end_percent"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.start_percent > self.end_percent:
+            raise ValueError(
+                f"{self.title}: start_percent {self.start_percent} is after end_percent {self.end_percent}, so nothing "
+                f"would ever be reused. Lower start_percent or raise end_percent."
+            )
+
+    # The settings, and what a user reads of them
+
     residual_diff_threshold: float = setting(
         0.12,
         "How far the first block's residual may be, relative to its size, from what was expected of it before the "
@@ -81,55 +135,3 @@ class FirstBlockCache(Strategy):
         minimum=0,
         maximum=3,
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.start_percent > self.end_percent:
-            raise ValueError(
-                f"{self.title}: start_percent {self.start_percent} is after end_percent {self.end_percent}, so nothing "
-                f"would ever be reused. Lower start_percent or raise end_percent."
-            )
-
-    @property
-    def is_off(self) -> bool:
-        return self.residual_diff_threshold == 0 or self.max_consecutive_cache_hits == 0
-
-    def obstacle(self, schedule: Schedule) -> str:
-        steps = (schedule.step_at(sigma) for sigma in schedule.sigmas[1 : schedule.count])
-        if any(schedule.is_within(step, self.start_percent, self.end_percent) for step in steps):
-            return ""
-        return f"none of the {schedule.count} steps after the first is within start_percent to end_percent"
-
-    def new_state(self, site: Site) -> FirstBlockState:
-        return FirstBlockState(first=History(self.max_order + 1), rest=History(self.max_order + 1))
-
-    def around(self, call: Call, state: FirstBlockState) -> Around:
-        (residual,) = yield FIRST_BLOCK
-        residual = sampled_tokens(residual)
-        if call.may_reuse and self._is_as_expected(call, residual, state):
-            weights = safe_weights(state.rest.nodes, call.step.time, self.max_order)
-            call.order = len(weights) - 1
-            return state.rest.combined(weights)
-        rest = yield COMPUTE
-        state.first.add(call.step.time, (residual,))
-        state.rest.add(call.step.time, rest)
-        state.hits, state.drift = 0, 0.0
-
-    def _is_as_expected(self, call: Call, residual: Tensor, state: FirstBlockState) -> bool:
-        def change(time: Tensor) -> Tensor:
-            (expected,) = state.first.combined(safe_weights_on_device(state.first.nodes, time, self.max_order))
-            return relative_change(residual, expected, call.total)
-
-        drift = state.drift + call.measured(change) * sqrt(abs(call.step.length))
-        call.measure, call.threshold = drift, self.residual_diff_threshold
-        if not call.schedule.is_within(call.step, self.start_percent, self.end_percent):
-            call.reason = "outside start_percent to end_percent"
-        elif state.hits == self.max_consecutive_cache_hits:
-            call.reason = f"{state.hits} reused in a row"
-        elif not state.drift < drift < self.residual_diff_threshold:  # NaN, or no change at all: tells nothing
-            call.reason = f"change {drift:.3g}, threshold {self.residual_diff_threshold:g}"
-        else:
-            call.reason = f"change {drift:.3g} under {self.residual_diff_threshold:g}"
-            state.hits, state.drift = state.hits + 1, drift
-            return True
-        return False

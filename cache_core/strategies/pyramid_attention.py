@@ -48,39 +48,6 @@ class PyramidAttentionBroadcast(Strategy):
     aliases = ("PAB", "VideoSys", "attention cache")
     levels = ("attention",)
 
-    spatial_attention_block_skip_range: int = _skip_range(
-        2, "self-", "Also that of text and picture jointly, as in Flux, Qwen-Image, SD3 and HunyuanVideo.", "2"
-    )
-    temporal_attention_block_skip_range: int = _skip_range(
-        1, "temporal ", "Few models have it apart from spatial attention.", "3 to 4 where there is some"
-    )
-    cross_attention_block_skip_range: int = _skip_range(
-        1, "cross-", "That is attention to the text in Wan, LTX, Cosmos and PixArt.", "3 to 6"
-    )
-    spatial_attention_timestep_skip_start: int = starts_at(100, "Reuse self-attention")
-    spatial_attention_timestep_skip_end: int = ends_at(800, "Reuse self-attention")
-    temporal_attention_timestep_skip_start: int = starts_at(100, "Reuse temporal attention")
-    temporal_attention_timestep_skip_end: int = ends_at(800, "Reuse temporal attention")
-    cross_attention_timestep_skip_start: int = starts_at(100, "Reuse cross-attention")
-    cross_attention_timestep_skip_end: int = ends_at(800, "Reuse cross-attention")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_windows(self, *(f"{kind}_attention_timestep_skip" for kind in KINDS))
-
-    @property
-    def is_off(self) -> bool:
-        return max(self._range_of(kind) for kind in KINDS) == 1
-
-    def obstacle(self, schedule: Schedule) -> str:
-        windows = [f"{kind}_attention_timestep_skip" for kind in KINDS if self._range_of(kind) > 1]
-        if any(has_step(self, window, schedule) for window in windows):
-            return ""
-        return f"none of the {schedule.count} steps after the first is within the timesteps to skip"
-
-    def steps_in_at(self, site: Site) -> bool:
-        return self._range_of(site.kind) > 1
-
     def new_state(self, site: Site) -> BroadcastState:
         return BroadcastState()
 
@@ -98,3 +65,38 @@ class PyramidAttentionBroadcast(Strategy):
 
     def _range_of(self, kind: str) -> int:
         return getattr(self, f"{kind}_attention_block_skip_range")
+
+    def steps_in_at(self, site: Site) -> bool:
+        return self._range_of(site.kind) > 1
+
+    @property
+    def is_off(self) -> bool:
+        return max(self._range_of(kind) for kind in KINDS) == 1
+
+    def obstacle(self, schedule: Schedule) -> str:
+        windows = [f"{kind}_attention_timestep_skip" for kind in KINDS if self._range_of(kind) > 1]
+        if any(has_step(self, window, schedule) for window in windows):
+            return ""
+        return f"none of the {schedule.count} steps after the first is within the timesteps to skip"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_windows(self, *(f"{kind}_attention_timestep_skip" for kind in KINDS))
+
+    # The settings, and what a user reads of them
+
+    spatial_attention_block_skip_range: int = _skip_range(
+        2, "self-", "Also that of text and picture jointly, as in Flux, Qwen-Image, SD3 and HunyuanVideo.", "2"
+    )
+    temporal_attention_block_skip_range: int = _skip_range(
+        1, "temporal ", "Few models have it apart from spatial attention.", "3 to 4 where there is some"
+    )
+    cross_attention_block_skip_range: int = _skip_range(
+        1, "cross-", "That is attention to the text in Wan, LTX, Cosmos and PixArt.", "3 to 6"
+    )
+    spatial_attention_timestep_skip_start: int = starts_at(100, "Reuse self-attention")
+    spatial_attention_timestep_skip_end: int = ends_at(800, "Reuse self-attention")
+    temporal_attention_timestep_skip_start: int = starts_at(100, "Reuse temporal attention")
+    temporal_attention_timestep_skip_end: int = ends_at(800, "Reuse temporal attention")
+    cross_attention_timestep_skip_start: int = starts_at(100, "Reuse cross-attention")
+    cross_attention_timestep_skip_end: int = ends_at(800, "Reuse cross-attention")

@@ -38,6 +38,95 @@ class TaylorSeerCache(Strategy):
     source = "TaylorSeer, arXiv 2503.06923"
     aliases = ("Taylor", "forecast", "skip steps", "Spectrum", "HiCache", "cache-dit")
 
+    def new_state(self, site: Site) -> History:
+        return History(capacity=self.max_order + 1, dtype=self.taylor_factors_dtype)
+
+    def around(self, call: Call, state: History) -> Around:
+        computes = self._computes(call, state)
+        if call.may_reuse and not computes:
+            weights = self._weights(call, state.nodes)
+            call.order = len(weights) - 1
+            return state.combined(weights)
+        state.add(self._node(call.step), (yield COMPUTE))
+
+    def _computes(self, call: Call, state: History) -> bool:
+        step, schedule = call.step, call.schedule
+        if 0 <= self.disable_cache_after_step <= step.index:
+            call.reason = f"from disable_cache_after_step {self.disable_cache_after_step} on"
+            return True
+        is_planned = step.index in self.computed_steps(schedule)
+        if is_planned and not state.has(self._node(step)):
+            call.reason = "planned"
+            return True
+        if is_planned and call.may_reuse:
+            call.reason = "computed at this sigma already"
+            return False
+        if call.may_reuse:
+            call.reason = f"between computed steps, interval {self.cache_interval}"
+        return False
+
+    def _weights(self, call: Call, nodes: list[float]) -> list[float]:
+        order = self.max_order
+        if call.adds_noise and order > 0:
+            order = 0
+            call.note(NOISE_IS_ADDED)
+        if self.weights == "sigma":
+            return safe_weights(nodes, call.step.time, order)
+        return recursion_weights(nodes, float(call.step.index), order)
+
+    def _node(self, step: Step) -> float:
+        return step.time if self.weights == "sigma" else float(step.index)
+
+    def computed_steps(self, schedule: Schedule) -> tuple[int, ...]:
+        """The steps computed because of warm-up and interval."""
+        if self.spacing == "steps" or schedule.is_open:
+            return published_steps(schedule.count, self.disable_cache_before_step, self.cache_interval)
+        return sigma_spaced_steps(schedule.times, self.disable_cache_before_step, self.cache_interval)
+
+    @property
+    def levels(self) -> tuple[Level, ...]:
+        return (self.cache_level,)
+
+    def modules_in(self, block: str, modules: list[str]) -> list[str]:
+        wanted = self.cache_identifiers or (ATTENTION_OR_FEED_FORWARD,)
+        fitting = [name for name in modules if _fits(name, wanted)]
+        if not fitting and self.cache_identifiers is None:
+            fitting = [block]  # as published for single blocks: what the whole block gives
+        return [name for name in fitting if not _fits(name, self.skip_predict_identifiers or ())]
+
+    @property
+    def is_off(self) -> bool:
+        return self.cache_interval == 1
+
+    def obstacle(self, schedule: Schedule) -> str:
+        computed = set(self.computed_steps(schedule))
+        if self.disable_cache_after_step >= 0:
+            computed |= set(range(self.disable_cache_after_step, schedule.count))
+        if len(computed) < schedule.count:
+            return ""
+        warm_up = f"warm-up {self.disable_cache_before_step} and interval {self.cache_interval}"
+        return f"{schedule.count} steps are too few for {warm_up}"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        before, after = self.disable_cache_before_step, self.disable_cache_after_step
+        if 0 <= after <= before:
+            raise ValueError(
+                f"{self.title}: disable_cache_after_step is {after} and disable_cache_before_step is {before}, so "
+                f"every step would be computed. Set disable_cache_after_step above {before}, or to -1 for never."
+            )
+        for name in ("cache_identifiers", "skip_predict_identifiers"):
+            expressions = getattr(self, name)
+            _check_identifiers(self.title, name, expressions)
+            object.__setattr__(self, name, None if expressions is None else tuple(expressions))
+        dtype = self.taylor_factors_dtype
+        if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+            raise ValueError(
+                f"{self.title}: taylor_factors_dtype is {dtype!r}. Set it to a floating-point torch.dtype, or to None."
+            )
+
+    # The settings, and what a user reads of them
+
     cache_interval: int = setting(
         4,
         "Compute about one in this many steps and forecast the others. Higher is faster and less faithful. Usual: 2 "
@@ -96,96 +185,6 @@ class TaylorSeerCache(Strategy):
     taylor_factors_dtype: torch.dtype | None = setting(  # noqa: RUF009 - it makes a dataclass field
         None, "What to store outputs in; None keeps their own, and torch.bfloat16 halves float32's memory.", shown=False
     )
-    use_lite_mode: bool = setting(
-        False,
-        "As published: forecast only what leaves the stack of blocks. The same as cache_level 'model'.",
-        shown=False,
-    )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        before, after = self.disable_cache_before_step, self.disable_cache_after_step
-        if 0 <= after <= before:
-            raise ValueError(
-                f"{self.title}: disable_cache_after_step is {after} and disable_cache_before_step is {before}, so "
-                f"every step would be computed. Set disable_cache_after_step above {before}, or to -1 for never."
-            )
-        for name in ("cache_identifiers", "skip_predict_identifiers"):
-            _check_identifiers(self.title, name, getattr(self, name))
-        dtype = self.taylor_factors_dtype
-        if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-            raise ValueError(
-                f"{self.title}: taylor_factors_dtype is {dtype!r}. Set it to a floating-point torch.dtype, or to None."
-            )
-
-    @property
-    def levels(self) -> tuple[Level, ...]:
-        return ("model",) if self.use_lite_mode else (self.cache_level,)
-
-    @property
-    def is_off(self) -> bool:
-        return self.cache_interval == 1
-
-    def obstacle(self, schedule: Schedule) -> str:
-        computed = set(self.computed_steps(schedule))
-        if self.disable_cache_after_step >= 0:
-            computed |= set(range(self.disable_cache_after_step, schedule.count))
-        if len(computed) < schedule.count:
-            return ""
-        warm_up = f"warm-up {self.disable_cache_before_step} and interval {self.cache_interval}"
-        return f"{schedule.count} steps are too few for {warm_up}"
-
-    def modules_in(self, block: str, modules: list[str]) -> list[str]:
-        wanted = self.cache_identifiers or (ATTENTION_OR_FEED_FORWARD,)
-        fitting = [name for name in modules if _fits(name, wanted)]
-        if not fitting and self.cache_identifiers is None:
-            fitting = [block]  # as published for single blocks: what the whole block gives
-        return [name for name in fitting if not _fits(name, self.skip_predict_identifiers or ())]
-
-    def new_state(self, site: Site) -> History:
-        return History(capacity=self.max_order + 1, dtype=self.taylor_factors_dtype)
-
-    def around(self, call: Call, state: History) -> Around:
-        computes = self._computes(call, state)
-        if call.may_reuse and not computes:
-            weights = self._weights(call, state.nodes)
-            call.order = len(weights) - 1
-            return state.combined(weights)
-        state.add(self._node(call.step), (yield COMPUTE))
-
-    def _computes(self, call: Call, state: History) -> bool:
-        step, schedule = call.step, call.schedule
-        if 0 <= self.disable_cache_after_step <= step.index:
-            call.reason = f"from disable_cache_after_step {self.disable_cache_after_step} on"
-            return True
-        is_planned = step.index in self.computed_steps(schedule)
-        if is_planned and not state.has(self._node(step)):
-            call.reason = "planned"
-            return True
-        if is_planned and call.may_reuse:
-            call.reason = "computed at this sigma already"
-            return False
-        if call.may_reuse:
-            call.reason = f"between computed steps, interval {self.cache_interval}"
-        return False
-
-    def computed_steps(self, schedule: Schedule) -> tuple[int, ...]:
-        """The steps computed because of warm-up and interval."""
-        if self.spacing == "steps" or schedule.is_open:
-            return published_steps(schedule.count, self.disable_cache_before_step, self.cache_interval)
-        return sigma_spaced_steps(schedule.times, self.disable_cache_before_step, self.cache_interval)
-
-    def _node(self, step: Step) -> float:
-        return step.time if self.weights == "sigma" else float(step.index)
-
-    def _weights(self, call: Call, nodes: list[float]) -> list[float]:
-        order = self.max_order
-        if call.adds_noise and order > 0:
-            order = 0
-            call.note(NOISE_IS_ADDED)
-        if self.weights == "sigma":
-            return safe_weights(nodes, call.step.time, order)
-        return recursion_weights(nodes, float(call.step.index), order)
 
 
 def _fits(name: str, expressions: tuple[str, ...]) -> bool:

@@ -1,17 +1,28 @@
 """For who writes a strategy: what it is, its settings, the step, spacing, forecasts, and a few tensor functions."""
 
-from .forecast import History, newton_weights, recursion_weights, safe_weights, safe_weights_on_device
+from .forecast import History, recursion_weights, safe_weights, safe_weights_on_device
 from .setting import setting
 from .spacing import Broadcast, published_steps, sigma_spaced_steps
-from .step import Schedule, Step
-from .strategy import COMPUTE, CONDITIONAL, FIRST_BLOCK, Around, Call, Level, Site, Strategy
-from .tensors import Features, relative_change, sampled_tokens
+from .step import OpenSchedule, Schedule, Step
+from .strategy import (
+    COMPUTE,
+    CONDITIONAL,
+    FIRST_BLOCK,
+    GUIDANCE,
+    Around,
+    AttentionKind,
+    Call,
+    Level,
+    Request,
+    Site,
+    Strategy,
+)  # fmt: skip
+from .tensors import Features, copied, relative_change, same_layout, sampled_tokens
 from .windows import check_windows, ends_at, has_step, is_open, starts_at
 
 __all__ = [
-    "COMPUTE", "CONDITIONAL", "FIRST_BLOCK", "Around", "Call", "Level", "Site", "Strategy", "setting",
-    "Schedule", "Step", "Features", "History", "Broadcast",
-    "newton_weights", "recursion_weights", "safe_weights", "safe_weights_on_device",
-    "published_steps", "sigma_spaced_steps", "relative_change", "sampled_tokens",
-    "check_windows", "ends_at", "has_step", "is_open", "starts_at",
+    "COMPUTE", "CONDITIONAL", "FIRST_BLOCK", "GUIDANCE", "Around", "AttentionKind", "Broadcast", "Call", "Features",
+    "History", "Level", "OpenSchedule", "Request", "Schedule", "Site", "Step", "Strategy", "check_windows", "copied",
+    "ends_at", "has_step", "is_open", "published_steps", "recursion_weights", "relative_change", "safe_weights",
+    "safe_weights_on_device", "same_layout", "sampled_tokens", "setting", "sigma_spaced_steps", "starts_at",
 ]  # fmt: skip

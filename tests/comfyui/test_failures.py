@@ -16,7 +16,7 @@ from PIL import Image
 
 from cache_core.demo import server as comfyui
 from cache_core.demo.workflows import node_id, set_inputs, workflow
-from cache_core.run.call import NO_MEMORY
+from cache_core.model.rehearsal import NO_MEMORY
 from cache_core.run.run import CacheRun
 from cache_core.strategies.faster_cache import FasterCache
 from cache_core.strategies.first_block import FirstBlockCache
@@ -49,7 +49,7 @@ def kept(monkeypatch):
     references, own = [], CacheRun.free
 
     def free(self):
-        references.extend(map(weakref.ref, tensors_in([memory.state for memory in self.memories.values()])))
+        references.extend(map(weakref.ref, tensors_in([memory.state for memory in self.state.memories.values()])))
         own(self)
 
     monkeypatch.setattr(CacheRun, "free", free)

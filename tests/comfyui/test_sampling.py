@@ -178,7 +178,7 @@ def test_no_stored_tensor_outlives_the_run(demo, cached, monkeypatch, strategy):
     stored, own = [], CacheRun.free
 
     def free(self):
-        stored.extend(map(weakref.ref, tensors_in([memory.state for memory in self.memories.values()])))
+        stored.extend(map(weakref.ref, tensors_in([memory.state for memory in self.state.memories.values()])))
         own(self)
 
     monkeypatch.setattr(CacheRun, "free", free)

@@ -130,7 +130,7 @@ class Specimen:
             model = with_cache(self.model, strategy, on_report=lambda report, _: reports.append(report))
 
         def free(run: CacheRun) -> None:
-            held.extend(map(weakref.ref, tensors_in([memory.state for memory in run.memories.values()])))
+            held.extend(map(weakref.ref, tensors_in([memory.state for memory in run.state.memories.values()])))
             own(run)
 
         start = self.architecture.start(denoise)

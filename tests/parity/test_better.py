@@ -320,7 +320,7 @@ def bytes_held_and_used(ours):
     handle = put_on(model, faster_cache(clock), ours)
     denoise(COGVIDEOX, model, clock, stop_after=11)
     if ours:
-        states = [memory.state for memory in handle.engine._sampling.run.memories.values()]
+        states = [memory.state for memory in handle.engine._sampling.run.state.memories.values()]
         assert bytes_held(states) == sum_of_storages(states)
     else:
         hooks = [

@@ -122,7 +122,7 @@ def test_a_prompt_that_is_gone_takes_its_memories_along():
     for _ in range(3):
         model(**WAN.inputs(latent, torch.ones(1, 6, 32), torch.tensor([500.0])))
         gc.collect()
-    branches = {key[0][0] for key in handle.engine._sampling.run.memories}
+    branches = {key[0][0] for key in handle.engine._sampling.run.state.memories}
     assert len(branches) == 1
 
 

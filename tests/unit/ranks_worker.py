@@ -15,7 +15,7 @@ from torch import nn
 from toy import Attending, C, SingleBlock, W, sigmas_of
 
 from cache_core import CacheRun, Schedule
-from cache_core.run import call
+from cache_core.model import rehearsal
 from cache_core.run.ranks import Ranks
 from cache_core.strategies.first_block import FirstBlockCache
 from cache_core.strategies.taylorseer import TaylorSeerCache
@@ -81,10 +81,10 @@ def jobs(rank, world):
         yield name, {**spread, "expected": expected, "error": float((whole(part) - picture).norm() / picture.norm())}
     yield "each for itself", alone(first_block, mine)[0]
     yield "in a group", sample(first_block, mine, False, group)[0]
-    misread = call.relative_error
-    call.relative_error = (lambda *_: 1.0) if rank == world - 1 else misread
+    misread = rehearsal.relative_error
+    rehearsal.relative_error = (lambda *_: 1.0) if rank == world - 1 else misread
     yield "misread on one rank", sample(first_block, mine, True, group)[0]
-    call.relative_error = misread
+    rehearsal.relative_error = misread
     some = torch.tensor([1.0, float("nan") if rank == 1 else 2.0])
     numbers = Ranks(group).largest([rank, some[1]], some.device)
     yield "numbers", {"total": Ranks(group).total(some).tolist(), "largest": numbers, "given": some[0].item()}

@@ -126,11 +126,12 @@ class OnTheDevice:
     """A step and a stopwatch that are still on the device, and count who waits for them."""
 
     def __init__(self, step):
-        self.step, self.is_ready, self.waits = step, False, 0
+        self._step, self.is_ready, self.waits = step, False, 0
 
-    def __call__(self):
+    @property
+    def step(self):
         self.waits += not self.is_ready
-        return self.step
+        return self._step
 
     @property
     def seconds(self):
@@ -169,7 +170,7 @@ def test_a_stopped_run_lets_go_of_the_device_without_waiting(pending):
     report.stop()
     assert report.state == report.so_far()["state"] == "stopped"
     assert [call["seconds"] for call in report.so_far()["calls"]] == [None, None, 0.5]
-    assert all(call.watch is None and call.step_of_call is None for call in report.calls)
+    assert all(call.watch is None and call.reading is None for call in report.calls)
     assert sum(reading.waits for reading in device) == 0
 
 

@@ -121,4 +121,4 @@ def test_the_rules_above_look_at_the_files_they_mean():
     assert COMFYUI
     assert DIFFUSERS
     assert NODES
-    assert "cache_core.strategy.step.Step" in set(imported(ROOT / "cache_core" / "run" / "visit.py"))
+    assert "cache_core.strategy.step.Step" in set(imported(ROOT / "cache_core" / "report" / "record.py"))

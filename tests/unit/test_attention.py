@@ -99,7 +99,7 @@ def without_steps(model):
 
 
 def sites(sampling):
-    return {site for _, _, site in sampling.run.memories}
+    return {site for _, _, site in sampling.run.state.memories}
 
 
 @pytest.mark.parametrize(("name", "kind"), KINDS.items())

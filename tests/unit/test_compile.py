@@ -231,7 +231,7 @@ def test_after_a_cached_run_the_model_is_compiled_as_before(compiler, way):
 def test_names_of_modules_are_those_of_the_model_that_was_compiled(compiler, way):
     strategy = TaylorSeerCache(cache_level="module", cache_interval=3, cache_identifiers=(r"blocks\.\d\.attn",))
     sampling, _ = sampled(way(Plain(), compiler), strategy)
-    assert {site.name for _, _, site in sampling.run.memories} == {f"blocks.{index}.attn" for index in range(5)}
+    assert {site.name for _, _, site in sampling.run.state.memories} == {f"blocks.{index}.attn" for index in range(5)}
 
 
 def test_a_model_compiled_where_nobody_looks_is_right_and_breaks_once_a_call_at_most(compiler):

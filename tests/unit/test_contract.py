@@ -87,8 +87,8 @@ def test_off_is_off(toy, strategy):
     sampling = Sampling(toy, (strategy,))
     assert torch.equal(sampling.sample(first_latent()), reference())
     assert toy.runs_of("block") == 12 * 5
-    assert not sampling.run.strategies
-    assert not sampling.run.memories
+    assert not sampling.run.state.terms.strategies
+    assert not sampling.run.state.memories
 
 
 @pytest.mark.parametrize("strategy", OFF, ids=in_words)
@@ -166,7 +166,7 @@ def test_nothing_stays_on_the_model(toy, strategy):
 def test_the_state_is_gone_with_the_run(toy, strategy):
     sampling = Sampling(toy, (strategy,))
     sampling.sample(first_latent())
-    kept = [weakref.ref(tensor) for tensor in tensors_in(list(sampling.run.memories.values()))]
+    kept = [weakref.ref(tensor) for tensor in tensors_in(list(sampling.run.state.memories.values()))]
     assert kept
     del sampling
     assert alive(kept) == 0

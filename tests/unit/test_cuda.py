@@ -87,7 +87,7 @@ def test_what_it_keeps_stays_on_the_device(strategy, device):
     sampling = OnDevice(Toy().to(device), (strategy,))
     for index in range(6):
         sampling.predict(dict.fromkeys(sampling.branches, first_picture(device, torch.float32)), index)
-    kept = list(tensors_in([memory.state for memory in sampling.run.memories.values()]))
+    kept = list(tensors_in([memory.state for memory in sampling.run.state.memories.values()]))
     assert kept and {tensor.device.type for tensor in kept} == {device}
 
 

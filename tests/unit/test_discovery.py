@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from toy import POSITIVE, C, ReuseAlways, Sampling, Toy, first_latent, relative_error, sigmas_of, traces_on
 
+from cache_core.model.hooks import HookRegistry
 from cache_core.model.lesson import Lesson
 from cache_core.strategies.first_block import FirstBlockCache
 from cache_core.strategies.taylorseer import TaylorSeerCache
@@ -12,7 +13,7 @@ from cache_core.strategies.taylorseer import TaylorSeerCache
 
 def learned(model, *inputs):
     lesson = Lesson(model, {})
-    with lesson.watching():
+    with HookRegistry(lesson.watching()):
         model(*inputs)
     return lesson.plan()
 
@@ -80,7 +81,7 @@ def test_the_toy_has_two_chains(toy):
 def test_watching_changes_nothing_and_leaves_nothing(toy):
     latent = first_latent()
     lesson = Lesson(toy, {})
-    with lesson.watching():
+    with HookRegistry(lesson.watching()):
         output = toy(latent, torch.ones(1), latent)
     assert torch.equal(output, Toy()(latent, torch.ones(1), latent))
     assert traces_on(toy) == []

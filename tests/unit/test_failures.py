@@ -5,7 +5,7 @@ import torch
 from toy import POSITIVE, Sampling, Toy, first_latent
 
 from cache_core.model.failures import is_of_the_device, is_out_of_memory
-from cache_core.run.call import NO_MEMORY, NO_NUMBER, SHAPES_CHANGE
+from cache_core.model.rehearsal import NO_MEMORY, NO_NUMBER, SHAPES_CHANGE
 from cache_core.strategies.first_block import FirstBlockCache
 
 NO_MEMORY_LEFT = [

@@ -196,7 +196,7 @@ def test_the_ends_of_the_window_are_outside_and_the_first_evaluation_computes(st
 def test_other_predictions_than_pictures_and_videos_are_always_computed(shape):
     guidance = Guidance(FasterCache(**ALWAYS_SKIPPING), shape=shape)
     assert guidance.skipped() == []
-    assert not list(tensors_in(list(guidance.run.memories.values())))
+    assert not list(tensors_in(list(guidance.run.state.memories.values())))
     assert any(f"has {len(shape)} dimensions" in note for note in guidance.run.report.notes)
 
 
@@ -204,7 +204,7 @@ def test_a_range_of_one_never_skips_the_negative_prompt_and_keeps_nothing_for_it
     guidance = Guidance(FasterCache(unconditional_batch_skip_range=1, **ALWAYS_SKIPPING))
     assert not guidance.run.steps_in_at("guidance")
     assert guidance.skipped() == []
-    assert not guidance.run.memories
+    assert not guidance.run.state.memories
     assert not guidance.run.report.calls
     assert all(map(torch.equal, guidance.evaluate(3), guidance.predictions(3)))
 
@@ -213,13 +213,13 @@ def test_attention_is_cached_where_the_negative_prompt_is_not():
     sampling, _ = guided(FasterCache(**ATTENTION_ONLY))
     assert sampling.asked == [(POSITIVE, NEGATIVE)] * 12
     assert sampling.toy.runs_of("attention") == 6 * 5
-    assert {site.level for _, _, site in sampling.run.memories} == {"attention"}
+    assert {site.level for _, _, site in sampling.run.state.memories} == {"attention"}
 
 
 def test_the_negative_prompt_is_skipped_where_attention_is_not_cached():
     sampling, _ = guided(FasterCache(**GUIDANCE_ONLY, **ALWAYS_SKIPPING))
     assert sampling.toy.rows_of("attention") == 5 * sampling.toy.rows == 5 * (12 + 3)
-    assert {site.level for _, _, site in sampling.run.memories} == {"guidance"}
+    assert {site.level for _, _, site in sampling.run.state.memories} == {"guidance"}
 
 
 @pytest.mark.parametrize(
@@ -243,7 +243,7 @@ def test_each_kind_has_its_own_range_and_cross_attention_always_runs():
     sampling.sample(first_latent())
     block, temporal = model.blocks[1], reused_by_hand(20, 4, -1, 501)
     assert (block.self_attn.runs, block.temporal_attn.runs, block.cross_attn.runs) == (13, 20 - len(temporal), 20)
-    assert {site.kind for _, _, site in sampling.run.memories} == {"spatial", "temporal"}
+    assert {site.kind for _, _, site in sampling.run.state.memories} == {"spatial", "temporal"}
 
 
 @layouts
@@ -341,7 +341,7 @@ def test_without_guidance_two_outputs_of_each_attention_and_branch_are_held(toy)
 @layouts
 def test_free_leaves_nothing(layout):
     sampling, _ = guided(FasterCache(), layout=layout)
-    kept = [weakref.ref(tensor) for tensor in tensors_in(list(sampling.run.memories.values()))]
+    kept = [weakref.ref(tensor) for tensor in tensors_in(list(sampling.run.state.memories.values()))]
     assert len(kept) == 2 * 5 * 2 + 2
     sampling.run.free()
     assert alive(kept) == 0

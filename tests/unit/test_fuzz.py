@@ -153,7 +153,7 @@ def travelled(journey, strategies, scale=1.0):
 def test_off_is_exact(journey, strategy):
     (sampling, outputs), (_, plain) = travelled(journey, (strategy,)), travelled(journey, None)
     assert all(torch.equal(some[name], other[name]) for (_, some), (_, other) in zip(outputs, plain) for name in some)
-    assert sampling.run.memories == {}
+    assert sampling.run.state.memories == {}
 
 
 @fuzzed
@@ -222,7 +222,7 @@ def assert_allowed(strategy, sampling, call, hits, is_repeated):
 @hypothesis.given(journeys(), any_strategy)
 def test_nothing_is_left_at_the_end(journey, strategy):
     sampling, _ = travelled(journey, (strategy,))
-    kept = [weakref.ref(tensor) for tensor in tensors_in(list(sampling.run.memories.values()))]
+    kept = [weakref.ref(tensor) for tensor in tensors_in(list(sampling.run.state.memories.values()))]
     assert kept or strategy.is_off or sampling.report.count("reused") == 0
     assert traces_on(sampling.toy) == []
     sampling.run.free()

@@ -95,7 +95,7 @@ def test_taylorseer_continues_a_trend_only_without_noise(toy, noise):
         run.end_evaluation(latent, latent - sigma * velocity)
         latent = latent - velocity / len(SIGMAS)
         latent = latent + noise * 0.3 * torch.randn(latent.shape, generator=torch.Generator().manual_seed(index))
-    assert run.adds_noise == noise == (NOISE_IS_ADDED in run.report.notes)
+    assert run.state.path.has_noise == noise == (NOISE_IS_ADDED in run.report.notes)
     assert run.report.count("reused") >= 6 if noise else run.report.count("forecast") >= 4
     assert run.report.count("forecast") == 0 or not noise
 
@@ -114,4 +114,4 @@ def test_what_a_branch_keeps_that_is_gone_is_dropped(toy):
     sampling = Sampling(toy, (TaylorSeerCache(cache_interval=3),))
     for index in range(6):
         sampling.predict(dict.fromkeys([*TEXTS][: 1 + (index < 3)], first_latent()), index)
-        assert len(sampling.run.memories) == 2 - (index >= 4)
+        assert len(sampling.run.state.memories) == 2 - (index >= 4)

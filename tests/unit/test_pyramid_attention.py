@@ -124,7 +124,7 @@ def test_kinds_that_are_off_always_run_and_keep_nothing(kind):
     sampling.sample(first_latent())
     runs = {other: getattr(model.blocks[0], MODULES[other]).runs for other in KINDS}
     assert runs == {other: 11 if other == kind else 20 for other in KINDS}
-    assert {site.kind for _, _, site in sampling.run.memories} == {kind}
+    assert {site.kind for _, _, site in sampling.run.state.memories} == {kind}
 
 
 @pytest.mark.parametrize("skip_range", [2, 3, 4])
@@ -203,7 +203,7 @@ def test_one_output_of_each_operation_and_branch_is_held():
 def test_free_leaves_nothing(toy, layout):
     sampling = Sampling(toy, (PyramidAttentionBroadcast(),), layout=layout)
     sampling.sample(first_latent())
-    kept = [weakref.ref(tensor) for tensor in tensors_in(list(sampling.run.memories.values()))]
+    kept = [weakref.ref(tensor) for tensor in tensors_in(list(sampling.run.state.memories.values()))]
     assert len(kept) == 2 * 5
     sampling.run.free()
     assert alive(kept) == 0

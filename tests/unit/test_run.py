@@ -37,7 +37,7 @@ def in_mid_run(toy, *strategies, steps=4, **settings):
 
 
 def references_to_what_is_kept(sampling):
-    return [weakref.ref(tensor) for tensor in tensors_in(list(sampling.run.memories.values()))]
+    return [weakref.ref(tensor) for tensor in tensors_in(list(sampling.run.state.memories.values()))]
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -121,7 +121,7 @@ def test_a_failed_run_dies_with_its_exception(toy):
 
 def test_old_outputs_are_dropped_during_the_run(toy):
     sampling = in_mid_run(toy, TaylorSeerCache(cache_level="model", max_order=0, disable_cache_before_step=12))
-    tensors = list(tensors_in(list(sampling.run.memories.values())))
+    tensors = list(tensors_in(list(sampling.run.state.memories.values())))
     assert len(tensors) == 2 * 3  # two branches, three streams, one output each
 
 

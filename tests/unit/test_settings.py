@@ -1,7 +1,7 @@
 """Settings: a bad value is an error that names the input and the value and says what to do."""
 
 import re
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from math import inf, nan
 
 import pytest
@@ -10,6 +10,16 @@ import torch
 from cache_core.strategies import all_strategies
 from cache_core.strategies.first_block import FirstBlockCache
 from cache_core.strategies.taylorseer import TaylorSeerCache
+from cache_core.strategy import Strategy, setting
+
+
+@dataclass(frozen=True)
+class Switched(Strategy):
+    """With a setting that is on or off: ours have none."""
+
+    title = "Switched"
+    is_switched_on: bool = setting(False, "On or off.")
+
 
 BAD = [
     *((FirstBlockCache, "residual_diff_threshold", value) for value in (nan, inf, -0.1, 1.5, "0.1", None, True, [0.1])),
@@ -27,7 +37,7 @@ BAD = [
     *((TaylorSeerCache, "cache_identifiers", value) for value in (("(",), "attn", (3,), 5)),
     *((TaylorSeerCache, "skip_predict_identifiers", value) for value in (("a", "*"), "attn", (None,))),
     *((TaylorSeerCache, "taylor_factors_dtype", value) for value in ("bfloat16", torch.int8, torch.bool, 16)),
-    *((TaylorSeerCache, "use_lite_mode", value) for value in ("no", 2, None)),
+    *((Switched, "is_switched_on", value) for value in ("no", 2, None)),
 ]
 ADVICE = ("Set ", "Choose ", "Escape ", "Lower ", "Raise ", "Give ", "Use ", "Leave ", "Write ")
 
@@ -71,8 +81,8 @@ def test_steps_that_contradict_each_other_are_an_error(before, after):
 @pytest.mark.parametrize("strategy", all_strategies(), ids=lambda strategy: strategy.__name__)
 def test_defaults_are_good_and_explained(strategy):
     assert not strategy().is_off
-    for setting in fields(strategy):
-        assert len(setting.metadata["help"]) > 20
+    for item in fields(strategy):
+        assert len(item.metadata["help"]) > 20
     assert strategy.title
     assert strategy.summary.endswith(".")
     assert strategy.source
@@ -80,10 +90,10 @@ def test_defaults_are_good_and_explained(strategy):
 
 @pytest.mark.parametrize("strategy", all_strategies(), ids=lambda strategy: strategy.__name__)
 def test_both_ends_of_every_range_are_allowed(strategy):
-    for setting in fields(strategy):
-        for bound in (setting.metadata["minimum"], setting.metadata["maximum"]):
-            if bound is not None and not re.search(r"_(start|end|percent|after_step)$", setting.name):  # pairs
-                assert getattr(strategy(**{setting.name: bound}), setting.name) == bound
+    for item in fields(strategy):
+        for bound in (item.metadata["minimum"], item.metadata["maximum"]):
+            if bound is not None and not re.search(r"_(start|end|percent|after_step)$", item.name):  # pairs
+                assert getattr(strategy(**{item.name: bound}), item.name) == bound
 
 
 @pytest.mark.parametrize("strategy", all_strategies(), ids=lambda strategy: strategy.__name__)

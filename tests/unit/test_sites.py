@@ -23,7 +23,7 @@ def run_of(model, count=3, level="output", latent=None):
     """Whatever the model returns, from evaluations of the same inputs."""
     run = CacheRun((ReuseAlways(level),), Schedule([3.0, 2.0, 1.0, 0.0]))
     latent, outputs = first_latent() if latent is None else latent, []
-    for sigma in run.schedule.sigmas[:count]:
+    for sigma in run.state.terms.schedule.sigmas[:count]:
         run.begin_evaluation()
         outputs.append(run.call_model(model, lambda: model(latent), torch.tensor([sigma]), contexts=[POSITIVE]))
     run.report.close()
@@ -96,7 +96,7 @@ def test_the_output_class_of_diffusers_is_returned_as_it_was():
 def test_the_model_writing_into_what_it_got_back_cannot_spoil_the_cache():
     run = CacheRun((ReuseAlways("output"),), Schedule([4.0, 3.0, 2.0, 1.0, 0.0]))
     model = Returning(lambda x: x + 1)
-    for sigma in run.schedule.sigmas[:4]:
+    for sigma in run.state.terms.schedule.sigmas[:4]:
         run.begin_evaluation()
         output = run.call_model(model, lambda: model(first_latent()), torch.tensor([sigma]), contexts=[POSITIVE])
         assert torch.equal(output, first_latent() + 1)
@@ -130,9 +130,9 @@ def test_a_strategy_may_hand_out_the_tensors_that_it_keeps(toy, level, layout):
     latents = dict.fromkeys(sampling.branches, first_latent())
     for index in range(4):
         sampling.predict(latents, index)
-    kept = [feature.clone() for memory in sampling.run.memories.values() for feature in memory.state.features[0]]
+    kept = [feature.clone() for memory in sampling.run.state.memories.values() for feature in memory.state.features[0]]
     sampling.predict(latents, 4)[POSITIVE].zero_()
-    again = [feature for memory in sampling.run.memories.values() for feature in memory.state.features[0]]
+    again = [feature for memory in sampling.run.state.memories.values() for feature in memory.state.features[0]]
     assert all(map(torch.equal, kept, again))
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from torch import nn
-from toy import C, Sampling, Toy, first_latent, reference, relative_error, sigmas_of, tensors_in, uncached
+from toy import C, Sampling, first_latent, reference, relative_error, sigmas_of, tensors_in, uncached
 
 from cache_core import Schedule
 from cache_core.strategies.taylorseer import TaylorSeerCache
@@ -26,7 +26,7 @@ def computed_steps(sampling):
 def test_the_steps_planned_are_the_steps_computed(toy, level, spacing):
     strategy = TaylorSeerCache(cache_level=level, spacing=spacing)
     sampling = sampled(toy, strategy, sigmas=sigmas_of(12, 3.0))
-    planned = strategy.computed_steps(sampling.run.schedule)
+    planned = strategy.computed_steps(sampling.run.state.terms.schedule)
     assert computed_steps(sampling) == sorted(planned)
     assert toy.runs_of(level) == len(computed_steps(sampling)) * len(toy.units(level))
 
@@ -82,20 +82,11 @@ def test_models_that_add_noise_to_the_picture_are_forecast_too(toy):
     assert sampling.report.count("forecast") > 2
 
 
-def test_lite_mode_is_the_level_model():
-    lite, model = (
-        Sampling(Toy(), (TaylorSeerCache(**setting),))
-        for setting in ({"use_lite_mode": True}, {"cache_level": "model"})
-    )
-    assert torch.equal(lite.sample(first_latent()), model.sample(first_latent()))
-    assert lite.report.count("forecast") == model.report.count("forecast") > 0
-
-
 @pytest.mark.parametrize("level", ["output", "model", "block", "module"])
 def test_outputs_are_stored_in_the_dtype_asked_for(toy, level):
     strategy = TaylorSeerCache(cache_level=level, taylor_factors_dtype=torch.bfloat16)
     sampling = sampled(toy, strategy)
-    kept = list(tensors_in(list(sampling.run.memories.values())))
+    kept = list(tensors_in(list(sampling.run.state.memories.values())))
     assert kept
     assert {tensor.dtype for tensor in kept} == {torch.bfloat16}
 
@@ -103,7 +94,7 @@ def test_outputs_are_stored_in_the_dtype_asked_for(toy, level):
 @pytest.mark.parametrize("order", range(4))
 def test_no_more_outputs_are_kept_than_the_order_needs(toy, order):
     sampling = sampled(toy, TaylorSeerCache(max_order=order, disable_cache_before_step=8))
-    assert {len(memory.state) for memory in sampling.run.memories.values()} == {order + 1}
+    assert {len(memory.state) for memory in sampling.run.state.memories.values()} == {order + 1}
 
 
 def runs_by_part(toy):

@@ -29,6 +29,7 @@ from toy import (
 )
 
 from cache_core.run import evaluation
+from cache_core.run.run import NO_LEADER
 from cache_core.strategies.faster_cache import FasterCache
 from cache_core.strategies.first_block import FirstBlockCache
 from cache_core.strategies.pyramid_attention import PyramidAttentionBroadcast
@@ -80,7 +81,7 @@ class Threads(Sampling):
         with self.run.in_threads(list(latents)):
             if not self.are_on:
                 return {name: call(name)[name] for name in latents}
-            self.run.evaluation.begin_threads(self.leader)
+            self.run.state.evaluation.begin_threads(self.leader)
             futures = {name: self.pools[name].submit(call, name) for name in latents}
             errors = [future.exception(LIMIT) for future in futures.values()]
             for error in filter(None, errors):
@@ -134,7 +135,7 @@ def test_attention_operations_go_to_the_call_of_their_own_thread():
         for model in sampling.models.values():
             through_run(model, sampling.run)
             model.blocks[1].register_forward_pre_hook(lambda *_, meeting=meeting: meeting.wait(LIMIT) < 0 or None)
-        results.append((sampling.sample(first_latent()), decisions(sampling.report), set(sampling.run.memories)))
+        results.append((sampling.sample(first_latent()), decisions(sampling.report), set(sampling.run.state.memories)))
     assert torch.equal(results[0][0], results[1][0])
     assert results[0][1:] == results[1][1:]
     assert any(action == "reused" for _, _, action, _ in results[0][1])
@@ -184,7 +185,7 @@ def test_a_leader_that_never_comes_costs_one_wait_then_all_is_computed_and_said_
     for index in (3, 4, 5):
         sampling.predict({name: latent * (1 + index / 50) for name, latent in latents.items()}, index)
     assert [call.action for call in sampling.report.calls[-6:]] == ["computed"] * 6
-    assert sampling.report.notes == [evaluation.NO_LEADER]
+    assert sampling.report.notes == [NO_LEADER]
 
 
 def test_two_threads_on_one_model_take_turns(toy):
@@ -200,7 +201,7 @@ def test_two_threads_on_one_model_take_turns(toy):
 def test_what_threads_kept_is_gone_with_the_run(toy):
     sampling = Threads(toy, (FirstBlockCache(), TaylorSeerCache(cache_level="module")))
     sampling.sample(first_latent(tokens=IMAGE))
-    kept = [weakref.ref(tensor) for tensor in tensors_in(list(sampling.run.memories.values()))]
+    kept = [weakref.ref(tensor) for tensor in tensors_in(list(sampling.run.state.memories.values()))]
     assert kept
     sampling.run.free()
     assert alive(kept) == 0

@@ -32,7 +32,7 @@ class Threads:
     def get_result(self, device: torch.device) -> Any:
         """Wait for a device's work: its result, or the error that ended it."""
         if self._given:
-            self._run.evaluation.begin_threads(self._model_on(self._given[-1][0]))
+            self._run.state.evaluation.begin_threads(self._model_on(self._given[-1][0]))
         while self._given:
             other, function = self._given.pop(0)
             self._pool.submit(other, self._watched, other, function)
@@ -42,7 +42,7 @@ class Threads:
         try:
             return function()
         finally:
-            self._run.evaluation.ended_call(self._model_on(device))
+            self._run.state.evaluation.ended_call(self._model_on(device))
 
     def _model_on(self, device: torch.device) -> torch.nn.Module:
         return self._clones[device].model.diffusion_model

@@ -130,7 +130,9 @@ class _Wrappers:
         try:
             with self._watched(run.report) as result:
                 result.append(executor(*args, **kwargs))
-                if are_fetched_ahead() and any(set(strategy.levels) & WITHIN for strategy in run.strategies):
+                if are_fetched_ahead() and any(
+                    set(strategy.levels) & WITHIN for strategy in run.state.terms.strategies
+                ):
                     run.report.note(FETCHED_ALL_THE_SAME)
         finally:
             options.pop(KEY, None)

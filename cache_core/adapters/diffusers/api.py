@@ -13,15 +13,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
 
+from ...report.report import Report
 from ...strategy.strategy import Strategy
-
-if TYPE_CHECKING:
-    from ...report.report import Report
-    from .root import Engine, RootHook
 
 logger = logging.getLogger(__name__)
 
@@ -36,13 +33,13 @@ HOOK_NAMES = {  # diffusers' config -> the name under which diffusers' own `disa
 class Handle:
     """A strategy on a model, until `remove()` or the end of a `with`."""
 
-    def __init__(self, model: nn.Module, hook: RootHook) -> None:
+    def __init__(self, model: nn.Module, hook: Any) -> None:  # a RootHook: importing it imports diffusers
         self.model = model
         self._hook, self._engine = hook, hook.engine
 
     @property
-    def engine(self) -> Engine | None:
-        """What runs the model's forward passes; None once the strategy was taken off."""
+    def engine(self) -> Any:
+        """What runs the model's forward passes, a `root.Engine`; None once the strategy was taken off."""
         return self._hook.engine
 
     @property
@@ -127,7 +124,7 @@ def cache_context(model: nn.Module, name: str, **fields: Any) -> Iterator[None]:
         _set_cache_context(model, outer)
 
 
-def _engine(model: nn.Module, config: Any, strict_parity: bool, scheduler: Any, group: Any) -> Engine:
+def _engine(model: nn.Module, config: Any, strict_parity: bool, scheduler: Any, group: Any) -> Any:
     from .cached import CachedModel, context_parallel_group
 
     if strict_parity and (group is not None or context_parallel_group(model) is not None):

@@ -124,8 +124,7 @@ class CachedModel:
         for branch in [branch for branch, known in self._prompts.items() if known() is None]:
             del self._prompts[branch]
             if self._sampling is not None:
-                run = self._sampling.run
-                run.forget([key[0] for key in run.memories if key[0][0] == branch])
+                self._sampling.run.forget(branch)
         if conditioning is None:
             return "prompt"
         for branch, known in self._prompts.items():
@@ -146,7 +145,8 @@ class CachedModel:
         if sampling.sigma is None or not is_same(sigma, sampling.sigma) or branch in sampling.called:
             known = sampling.schedule.begin_evaluation(sigma)
             sampling.sigma, sampling.called, sampling.given = sigma, {}, None
-            sampling.reading = SigmaReading(torch.full((), known, device=arguments.latent.device), known)
+            at = torch.full((), known, device=arguments.latent.device)
+            sampling.reading = SigmaReading(at, sampling.schedule, known)
             sampling.run.begin_evaluation(sampling.reading)
         sampling.called[branch] = None if conditioning is None else weakref.ref(conditioning)
         return sampling
@@ -211,4 +211,4 @@ def _is_over(sampling: Sampling, sigma: float, branch: str, conditioning: Tensor
     if not is_same(sigma, sampling.sigma):
         return sigma > sampling.sigma
     before = sampling.called.get(branch)
-    return sampling.run.evaluation.number == 1 and before is not None and before() is not conditioning
+    return sampling.run.state.evaluation.number == 1 and before is not None and before() is not conditioning

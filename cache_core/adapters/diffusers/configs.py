@@ -4,31 +4,27 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 import diffusers.hooks
 from torch import nn
 
 from ...model.chains import block_lists
-from ...strategies.faster_cache import FasterCache
 from ...strategies.first_block import FirstBlockCache
-from ...strategies.pyramid_attention import PyramidAttentionBroadcast
 from ...strategies.taylorseer import ATTENTION_OR_FEED_FORWARD, TaylorSeerCache
-from ...strategy.step import Step
-from ...strategy.strategy import Site, Strategy
+from ...strategy.strategy import Strategy
+from .named import NamedFasterCache, NamedPyramidAttentionBroadcast, NamedTaylorSeerCache, Names, fits
 
 logger = logging.getLogger(__name__)
 
 LOWEST_TIMESTEP, HIGHEST_TIMESTEP = -1, 1001  # no timestep lies outside
 TENSOR_FORMATS = ("BCFHW", "BFCHW", "BCHW")
-Names = Mapping[str, Sequence[str]]  # kind of attention -> regular expressions, for the kinds whose names were chosen
-Weight = Callable[[nn.Module], float]
 
 
 @dataclass(frozen=True)
-class Settings:
+class Wanted:
     """What to do with a model."""
 
     strategies: tuple[Strategy, ...]
@@ -37,12 +33,12 @@ class Settings:
     joined_arguments: tuple[str, ...] = ()  # names of those known to hold both
 
 
-def settings_of(model: nn.Module, given: Any) -> Settings:
+def settings_of(model: nn.Module, given: Any) -> Wanted:
     """The strategies that `given` asks for: strategies of ours, one or several, or a config of diffusers'."""
     if isinstance(given, Strategy):
         given = (given,)
     if isinstance(given, (tuple, list)):
-        return Settings(tuple(given))
+        return Wanted(tuple(given))
     for known, converted in _CONVERTED.items():
         if isinstance(given, getattr(diffusers.hooks, known)):
             return converted(model, given)
@@ -51,44 +47,7 @@ def settings_of(model: nn.Module, given: Any) -> Settings:
     )
 
 
-@dataclass(frozen=True)
-class NamedPyramidAttentionBroadcast(PyramidAttentionBroadcast):
-    """At attention modules that are chosen by name."""
-
-    names: Names = field(default_factory=dict)
-
-    def steps_in_at(self, site: Site) -> bool:
-        return super().steps_in_at(site) and _is_chosen(site, self.names)
-
-
-@dataclass(frozen=True)
-class NamedFasterCache(FasterCache):
-    """At attention modules that are chosen by name, with weights that are asked for at every use."""
-
-    names: Names = field(default_factory=dict)
-    model: nn.Module | None = None
-    attention_weight_of: Weight | None = None
-    low_frequency_weight_of: Weight | None = None
-    high_frequency_weight_of: Weight | None = None
-
-    def steps_in_at(self, site: Site) -> bool:
-        return super().steps_in_at(site) and (site.level == "guidance" or _is_chosen(site, self.names))
-
-    def _attention_weight(self, site: Site) -> float:
-        if self.attention_weight_of is None:
-            return super()._attention_weight(site)
-        return float(self.attention_weight_of(self.model.get_submodule(site.name)))
-
-    def _low_weight(self, step: Step) -> float:
-        weight = self.low_frequency_weight_of
-        return super()._low_weight(step) if weight is None else float(weight(self.model))
-
-    def _high_weight(self, step: Step) -> float:
-        weight = self.high_frequency_weight_of
-        return super()._high_weight(step) if weight is None else float(weight(self.model))
-
-
-def _pyramid_attention_broadcast(model: nn.Module, config: Any) -> Settings:
+def _pyramid_attention_broadcast(model: nn.Module, config: Any) -> Wanted:
     kinds = ("spatial", "temporal", "cross")
     ranges = {kind: getattr(config, f"{kind}_attention_block_skip_range") for kind in kinds}
     if not any(ranges.values()):
@@ -99,10 +58,10 @@ def _pyramid_attention_broadcast(model: nn.Module, config: Any) -> Settings:
         window = getattr(config, f"{kind}_attention_timestep_skip_range")
         options |= _skipping(f"{kind}_attention_block", f"{kind}_attention_timestep", skip_range, window)
     strategy = NamedPyramidAttentionBroadcast(names=_names(model, config, kinds), **options)
-    return Settings((strategy,), config.current_timestep_callback)
+    return Wanted((strategy,), config.current_timestep_callback)
 
 
-def _faster_cache(model: nn.Module, config: Any) -> Settings:
+def _faster_cache(model: nn.Module, config: Any) -> Wanted:
     if config.tensor_format not in TENSOR_FORMATS:
         raise ValueError(
             f"FasterCache: tensor_format is {config.tensor_format!r}. Set it to {' or '.join(TENSOR_FORMATS)}."
@@ -129,15 +88,15 @@ def _faster_cache(model: nn.Module, config: Any) -> Settings:
         **options,
     )
     arguments = tuple(config._unconditional_conditional_input_kwargs_identifiers)
-    return Settings((strategy,), config.current_timestep_callback, not config.is_guidance_distilled, arguments)
+    return Wanted((strategy,), config.current_timestep_callback, not config.is_guidance_distilled, arguments)
 
 
-def _first_block_cache(model: nn.Module, config: Any) -> Settings:
+def _first_block_cache(model: nn.Module, config: Any) -> Wanted:
     """Any threshold below 0 never reuses, and one above 1 is lowered to 1, where next to everything is reused."""
-    return Settings((FirstBlockCache(residual_diff_threshold=min(max(config.threshold, 0.0), 1.0)),))
+    return Wanted((FirstBlockCache(residual_diff_threshold=min(max(config.threshold, 0.0), 1.0)),))
 
 
-def _taylorseer(model: nn.Module, config: Any) -> Settings:
+def _taylorseer(model: nn.Module, config: Any) -> Wanted:
     """Without names, the model's output is forecast: on a trained model as good, and it takes a few latents' bytes.
 
     Names that are to return zeros in a forecast step, because what they feed is forecast, are forecast as well: what
@@ -158,20 +117,12 @@ def _taylorseer(model: nn.Module, config: Any) -> Settings:
     _check_names(model, "cache_identifiers", forecast, re.fullmatch)
     _check_names(model, "skip_predict_identifiers", silent, re.fullmatch)
     blocks = {f"{name}.{key}" for name, blocks in block_lists(model) for key in blocks}
-    if config.use_lite_mode or any(_fits(name, silent, re.fullmatch) for name in blocks):
-        return Settings((TaylorSeerCache(use_lite_mode=True, **options),))
+    if config.use_lite_mode or any(fits(name, silent, re.fullmatch) for name in blocks):
+        return Wanted((TaylorSeerCache(cache_level="model", **options),))
     if not forecast and not silent:
-        return Settings((TaylorSeerCache(**options),))
+        return Wanted((TaylorSeerCache(**options),))
     names = (forecast or (ATTENTION_OR_FEED_FORWARD,)) + silent
-    return Settings((NamedTaylorSeerCache(cache_level="module", cache_identifiers=names, **options),))
-
-
-@dataclass(frozen=True)
-class NamedTaylorSeerCache(TaylorSeerCache):
-    """At modules that are chosen by name, whole blocks among them."""
-
-    def modules_in(self, block: str, modules: list[str]) -> list[str]:
-        return super().modules_in(block, [block, *modules])
+    return Wanted((NamedTaylorSeerCache(cache_level="module", cache_identifiers=names, **options),))
 
 
 _CONVERTED = {
@@ -220,11 +171,3 @@ def _check_names(model: nn.Module, setting: str, expressions: Sequence[str], mat
                 f"{setting} holds {expression!r}, which fits no module of {type(model).__name__}, so nothing would be "
                 f"cached. Some of its modules: {some[:200]}."
             )
-
-
-def _is_chosen(site: Site, names: Names) -> bool:
-    return site.kind not in names or _fits(site.name, names[site.kind], re.search)
-
-
-def _fits(name: str, expressions: Sequence[str], match: Callable[..., Any]) -> bool:
-    return any(match(expression, name) for expression in expressions)
