@@ -82,4 +82,4 @@ def renderer(request):
 @pytest.fixture(scope="module")
 def frontend(tab, server, renderer):
     """A tab in one of the two renderers, for all tests of a file: loading the page takes seconds."""
-    return tab(server).open(**{"Comfy.VueNodes.Enabled": renderer == "Nodes 2.0"})
+    return tab(server).open(renderer)

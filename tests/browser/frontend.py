@@ -9,18 +9,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from playwright.sync_api import Page
 
     from cache_core.demo.server import Server
 
 ROOT = Path(__file__).parents[2]
 PICTURES = ROOT / "build" / "screenshots"
-LOADED = """() => window.LiteGraph?.registered_node_types?.RefrainCacheReport
-    && window.app?.extensionManager?.setting && window.app?.canvas?.graph && document.querySelector('#graph-canvas')"""
+SCRIPT, CALL = Path(__file__).with_name("page.js"), "([name, args]) => inPage[name](...args)"
+NUMBERS = "element => ({ ...element.dataset })"  # of a view
 TIMELINE, REPORT = ".refrain-timeline", ".refrain-report"
 PATIENCE = 40_000  # milliseconds; the machine may be busy
-
-
 SEEDS = itertools.count(100)  # another for every workflow: the same again would not be sampled
 
 
@@ -39,42 +39,55 @@ class Frontend:
         self.page, self.server = page, server
         self.complaints: list[str] = []
         page.set_default_timeout(PATIENCE)
+        page.add_init_script(path=SCRIPT)
         page.on("pageerror", lambda error: self.complaints.append(str(error)))
         page.on("console", lambda message: message.type == "error" and self.complaints.append(message.text))
 
-    def open(self, **settings: Any) -> Frontend:
-        """Load the page, with these settings of ComfyUI's."""
-        known = {"Comfy.TutorialCompleted": True, "Comfy.VueNodes.Enabled": False, "Comfy.ColorPalette": "dark"}
-        self.settings = known | settings
+    def in_page(self, function: str, *args: Any) -> Any:
+        """Call a function of page.js."""
+        return self.page.evaluate(CALL, [function, args])
+
+    def wait_until(self, function: str, *args: Any, patience: float = PATIENCE) -> None:
+        """Wait until a function of page.js says yes."""
+        self.page.wait_for_function(CALL, arg=[function, args], timeout=patience)
+
+    def open(self, renderer: str = "classic", **settings: Any) -> Frontend:
+        """Load the page, with this renderer and these settings of ComfyUI's."""
+        known = {"Comfy.TutorialCompleted": True, "Comfy.ColorPalette": "dark"}
+        self.settings = known | settings | {"Comfy.VueNodes.Enabled": renderer == "Nodes 2.0"}
         return self.reload()
 
     def reload(self) -> Frontend:
         """Load the page again. Its settings are the server's, for all tabs: they are set again."""
         self.server.fetch("/settings", json.dumps(self.settings).encode())
         self.page.goto(f"http://127.0.0.1:{self.server.port}")
-        self.page.wait_for_function(LOADED)
+        self.wait_until("isLoaded")
         return self
 
     def load(self, workflow: dict[str, Any]) -> None:
         """Open a workflow, and look at its cache node and report."""
         self.page.evaluate("workflow => app.loadGraphData(workflow)", workflow)
-        self.look_at(430, -60)
+        self.look_at_caches()
 
-    def look_at(self, left: float, top: float) -> None:
-        """Scroll the canvas, at 100 %."""
-        self.page.evaluate(
-            """([left, top]) => {
-                app.canvas.ds.scale = 1
-                app.canvas.ds.offset = [-left + 60, -top + 40]
-                app.canvas.setDirty(true, true)
-            }""",
-            [left, top],
-        )
+    def look_at_caches(self) -> None:
+        """Scroll an example workflow to its cache nodes and what is at their right, at 100 %."""
+        self.in_page("lookAt", 430, -60)
+
+    def press(self, button: str) -> None:
+        """Click the button of this name."""
+        self.page.get_by_role("button", name=button, exact=True).click()
+
+    def press_run(self) -> str:
+        """Click Run; the id of the prompt."""
+        return self._queued_by(self.page.get_by_role("button", name="Run", exact=True).first.click)
 
     def queue(self) -> str:
-        """Press Run; the id of the prompt."""
+        """Queue the workflow, wherever Run is; the id of the prompt."""
+        return self._queued_by(lambda: self.page.evaluate("() => void app.queuePrompt(0, 1)"))
+
+    def _queued_by(self, action: Callable[[], None]) -> str:
         with self.page.expect_response(lambda answer: answer.url.endswith("/prompt")) as answered:
-            self.page.evaluate("() => void app.queuePrompt(0, 1)")
+            action()
         answer = answered.value.json()
         assert not answer["node_errors"], answer
         return answer["prompt_id"]
@@ -102,11 +115,22 @@ class Frontend:
         self.page.mouse.click(700, 850)  # the new node hangs on the pointer until then
         self.page.wait_for_function("before => app.graph.nodes.length === before + 1", arg=before)
 
+    def connect(self, source: str, output: str, target: str, input: str) -> None:
+        """Draw a link from an output of one node to an input of another."""
+        self.in_page("connect", source, output, target, input)
+
+    def remove(self, *nodes: str) -> None:
+        """Take nodes away, with their links."""
+        self.in_page("remove", *nodes)
+
+    def wait_for_sheet(self, node: str) -> None:
+        """Wait until a comparison shows its pictures: it samples several times."""
+        self.wait_until("showsSheet", node, patience=4 * PATIENCE)
+
     def wait_for(self, view: str, **state: Any) -> dict[str, str]:
         """Wait until a view has this state, such as state="finished"; its numbers."""
         wanted = "".join(f'[data-{name}="{value}"]' for name, value in state.items())
-        self.page.wait_for_selector(f"{view}{wanted}", state="attached")
-        return self.numbers(view)
+        return self.page.wait_for_selector(f"{view}{wanted}", state="attached").evaluate(NUMBERS)
 
     def wait_for_calls(self, fewest: int) -> None:
         """Wait until the strip shows so many model calls."""
@@ -116,7 +140,11 @@ class Frontend:
 
     def numbers(self, view: str) -> dict[str, str]:
         """What a view says of itself."""
-        return self.page.eval_on_selector(view, "element => ({ ...element.dataset })")
+        return self.page.eval_on_selector(view, NUMBERS)
+
+    def numbers_of_all(self, view: str) -> list[dict[str, str]]:
+        """What each of several views says of itself."""
+        return [element.evaluate(NUMBERS) for element in self.page.query_selector_all(view)]
 
     def cells(self, view: str) -> dict[str, int]:
         """The cells drawn, by action, over all lanes."""

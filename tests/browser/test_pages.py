@@ -4,7 +4,7 @@ import uuid
 
 import pytest
 from frontend import REPORT, TIMELINE, example
-from test_timeline import counts, reported, run_of
+from history import counts, reported, run_of, skipped
 
 LONG = 400  # steps: some ten seconds
 
@@ -54,12 +54,7 @@ def test_a_live_switch_of_the_renderer_keeps_the_strip_running(tab, server):
 
 def test_a_node_in_a_subgraph_has_its_strip(frontend, server, renderer):
     frontend.load(example("first_block_cache"))
-    frontend.page.evaluate(
-        """() => {
-            const nodes = app.graph.nodes.filter((node) => ["RefrainFirstBlockCache", "KSampler"].includes(node.type))
-            app.canvas.setGraph(app.graph.convertToSubgraph(new Set(nodes)).subgraph)
-        }"""
-    )
+    frontend.in_page("enclose", "Apply First Block Cache", "KSampler")
 
     prompt_id = frontend.queue()
 
@@ -147,28 +142,20 @@ CACHES = [
 @pytest.mark.parametrize("cache", CACHES)
 def test_nodes_added_from_the_search_and_connected_show_their_run(frontend, server, cache):
     frontend.load(example("first_block_cache"))
-    frontend.page.evaluate(
-        "() => app.graph.nodes.filter((n) => /^Refrain/.test(n.type)).map((n) => app.graph.remove(n))"
-    )
+    frontend.remove("Load Refrain Demo", "Apply First Block Cache", "Cache Report")
 
     for title in ("Load Refrain Demo", cache, "Cache Report"):
         frontend.add_from_search(title)
-    frontend.page.evaluate(
-        """() => {
-            const [demo, cache, report] = app.graph.nodes.slice(-3)
-            const [sampler, decoder, ...texts] = ["KSampler", "VAEDecode", "CLIPTextEncode"].flatMap((type) =>
-                app.graph.nodes.filter((node) => node.type === type))
-            texts.map((text) => demo.connect(1, text, 0))
-            demo.connect(0, cache, 0)
-            cache.connect(0, sampler, 0)
-            sampler.connect(0, report, 0)
-            report.connect(0, decoder, 0)
-            demo.connect(2, decoder, 1)
-        }"""
-    )
+    frontend.connect("Load Refrain Demo", "clip", "Positive", "clip")
+    frontend.connect("Load Refrain Demo", "clip", "Negative", "clip")
+    frontend.connect("Load Refrain Demo", "model", cache, "model")
+    frontend.connect(cache, "model", "KSampler", "model")
+    frontend.connect("KSampler", "LATENT", "Cache Report", "samples")
+    frontend.connect("Cache Report", "samples", "VAE Decode", "samples")
+    frontend.connect("Load Refrain Demo", "vae", "VAE Decode", "vae")
     prompt_id = frontend.queue()
 
     totals = reported(server, prompt_id)["totals"]
-    assert totals["reused"] + totals["forecast"] > 5
+    assert skipped(totals) > 5
     assert counts(frontend.wait_for(TIMELINE, state="finished")) == counts(totals)
     assert counts(frontend.wait_for(REPORT, state="finished")) == counts(totals)

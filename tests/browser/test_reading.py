@@ -32,8 +32,7 @@ def theme(request):
 @pytest.fixture(scope="module")
 def shown(tab, server, renderer, theme):
     """A finished run in each renderer and theme."""
-    settings = {"Comfy.VueNodes.Enabled": renderer == "Nodes 2.0", "Comfy.ColorPalette": theme}
-    frontend = tab(server).open(**settings)
+    frontend = tab(server).open(renderer, **{"Comfy.ColorPalette": theme})
     frontend.load(example("first_block_cache"))
     frontend.queue()
     frontend.wait_for(TIMELINE, state="finished")
