@@ -22,7 +22,7 @@ def settings_output() -> Any:
     return SETTINGS.Output(display_name="settings", tooltip=SETTINGS_TOOLTIP)
 
 
-def apply(model: Any, strategies: Sequence[Strategy], node_id: Any) -> Any:
+def with_caches(model: Any, strategies: Sequence[Strategy], node_id: Any) -> Any:
     """The model with these caches, whose runs this node shows; the model as it is if there are none."""
     for strategy in strategies:
         model = with_cache(model, strategy, watch=runs.watch, owner=str(node_id))
@@ -52,4 +52,4 @@ class ApplySettings(io.ComfyNode):
     @classmethod
     def execute(cls, model: Any, settings: Sequence[Strategy]) -> io.NodeOutput:
         check_inputs(cls, model=model, settings=settings)
-        return io.NodeOutput(apply(model, settings, cls.hidden.unique_id))
+        return io.NodeOutput(with_caches(model, settings, cls.hidden.unique_id))
