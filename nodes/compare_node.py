@@ -77,7 +77,7 @@ class CompareSettings(io.ComfyNode):
 
 
 def _sampler_inputs() -> list[Any]:
-    seed = "The noise that all runs begin with. Higher and lower ones are only other pictures. Usual: 0 or any."
+    seed = "The noise that all runs begin with. Higher or lower only gives another picture. Usual: 0 or any."
     steps = (
         "Steps of the uncached and the cached runs. Higher is slower and finer. Usual: 20 to 50, as on your sampler."
     )

@@ -31,15 +31,15 @@ class CachePreset(io.ComfyNode):
                     options=list(QUALITIES),
                     default=BALANCED,
                     tooltip="What you wish for: 'visually identical' is the most careful preset, 'fast' the boldest, "
-                    "'balanced' in between. How near it comes is in the words it gives. Usual: 'balanced'.",
+                    "'balanced' in between. The output choice says how near it comes to that. Usual: 'balanced'.",
                 ),
                 io.Int.Input(
                     "steps",
                     default=20,
                     min=1,
                     max=10000,
-                    tooltip=f"The steps of the sampler. Higher leaves more to reuse; up to {TOO_FEW_STEPS} there is "
-                    "nothing, and the model is left as it is. Usual: 20 to 50.",
+                    tooltip=f"The steps of the sampler. Higher leaves more to reuse. With {TOO_FEW_STEPS} or fewer "
+                    "there is nothing to reuse, and the model is handed on without a cache. Usual: 20 to 50.",
                 ),
             ],
             outputs=[

@@ -38,8 +38,8 @@ class ApplySettings(io.ComfyNode):
             node_id="RefrainApplySettings",
             display_name="Apply Cache Settings",
             description="Gives a model the caches of another cache node, so that one node sets several models, such as "
-            "the two experts of Wan 2.2. What each model keeps stays its own. Connect it last, right before the "
-            "sampler.",
+            "the two experts of Wan 2.2. The models share settings, not what is stored while they run. Connect it "
+            "last, right before the sampler.",
             inputs=[
                 io.Model.Input("model", tooltip="The model to make faster, after LoRAs and other patches."),
                 SETTINGS.Input("settings", tooltip="From the settings output of a cache node or of Cache Preset."),

@@ -18,7 +18,10 @@ from .exceptions import PATCHES_THAT_MIX_PROMPTS
 from .threads import POOL, Threads
 
 NO_NEGATIVE = "the negative prompt is not run at all (cfg 1, or a distilled model), so there is none to skip"
-NO_PAIR = "the negative prompt always runs: this guider has {} branches, and it is estimated only beside one positive"
+NO_PAIR = (
+    "the negative prompt always runs: to estimate it takes one positive and one negative branch, and this guider has "
+    "{} branches"
+)
 CHANGING_PROMPTS = "the negative prompt always runs: LoRA hooks or default prompts may change it from step to step"
 MIXED_PROMPTS = "the negative prompt always runs: another node mixes it into the positive one's attention (NAG)"
 

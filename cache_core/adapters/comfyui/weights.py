@@ -19,8 +19,8 @@ except ImportError:  # ComfyUI 0.8
 
 LEVELS_BLOCK_BY_BLOCK = {"block", "module"}  # where it is decided of each block, when it would run, to leave it out
 FETCHED_ALL_THE_SAME = (
-    "this model fetches each block's weights before it is known whether the block runs, so left-out blocks save no "
-    "time there; TaylorSeer's cache_level output or model saves it"
+    "this model fetches each block's weights before it is known whether the block runs, so a block that is left out "
+    "still costs that time; TaylorSeer's cache_level output or model saves it"
 )
 
 
