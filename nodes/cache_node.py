@@ -10,7 +10,7 @@ from comfy_api.latest import io
 from ..cache_core.adapters.comfyui import strategies_of
 from ..cache_core.strategy.strategy import Strategy
 from .compat import SEARCH_ALIASES, schema
-from .settings_node import apply, settings_output
+from .settings_node import settings_output, with_caches
 
 
 def cache_node(strategy: type[Strategy]) -> type[io.ComfyNode]:
@@ -38,7 +38,7 @@ def cache_node(strategy: type[Strategy]) -> type[io.ComfyNode]:
 
         @classmethod
         def execute(cls, model: Any, **settings: Any) -> io.NodeOutput:
-            cached = apply(model, [strategy(**settings)], cls.hidden.unique_id)
+            cached = with_caches(model, [strategy(**settings)], cls.hidden.unique_id)
             return io.NodeOutput(cached, strategies_of(cached))
 
     Apply.__name__ = Apply.__qualname__ = f"Apply{strategy.__name__}"

@@ -13,8 +13,8 @@ from ..cache_core.adapters.comfyui.sampling import (
     SAMPLERS,
     SCHEDULERS,
     Rounds,
-    Run,
-    Settings,
+    SamplerInputs,
+    TimedSamples,
     decoded,
     have_the_same_weights,
     is_video,
@@ -64,12 +64,12 @@ class CompareSettings(io.ComfyNode):
     def execute(cls, model: Any, steps: int, vae: Any, **inputs: Any) -> io.NodeOutput:
         check_inputs(cls, model=model, steps=steps, vae=vae, **inputs)
         models = [inputs.pop(name) for name in CACHED if inputs.get(name) is not None]
-        settings = Settings(**{name: value for name, value in inputs.items() if name not in CACHED})
+        sampler = SamplerInputs(**{name: value for name, value in inputs.items() if name not in CACHED})
         _check(model, models)
-        compared = _compare(model, models, steps, settings, vae)
+        compared = _compare(model, models, steps, sampler, vae)
         measured = f"{MEASURED}{_of_how_many(len(compared.uncached.pictures), compared.shown > 0)}."
-        sampler = f"{settings.sampler_name}, {settings.scheduler}"
-        title = f"{steps} steps, {sampler}, cfg {settings.cfg:g}, seed {settings.seed}"
+        method = f"{sampler.sampler_name}, {sampler.scheduler}"
+        title = f"{steps} steps, {method}, cfg {sampler.cfg:g}, seed {sampler.seed}"
         picture = _as_image(compared.sheet(title, measured))
         table = f"{compared.table()}\n{measured}"
         shown = {"refrain_comparison": [{"rows": compared.rows(), "measured": measured}], "text": [table]}
@@ -77,7 +77,7 @@ class CompareSettings(io.ComfyNode):
 
 
 def _sampler_inputs() -> list[Any]:
-    seed = "The noise that all runs begin with. Higher and lower ones are only other pictures. Usual: 0 or any."
+    seed = "The noise that all runs begin with. Higher or lower only gives another picture. Usual: 0 or any."
     steps = (
         "Steps of the uncached and the cached runs. Higher is slower and finer. Usual: 20 to 50, as on your sampler."
     )
@@ -107,9 +107,9 @@ def _check(model: Any, models: Sequence[Any]) -> None:
         raise ValueError(ALREADY_CACHED.format(" and ".join(active)))
 
 
-def _compare(model: Any, models: Sequence[Any], steps: int, settings: Settings, vae: Any) -> SideBySide:
+def _compare(model: Any, models: Sequence[Any], steps: int, sampler: SamplerInputs, vae: Any) -> SideBySide:
     """Sample everything, then decode everything: a VAE in between might push a model off the device."""
-    rounds = Rounds(model, settings, expected=1 + steps + len(models) * (2 * steps - 1))
+    rounds = Rounds(model, sampler, expected=1 + steps + len(models) * (2 * steps - 1))
     rounds.load([model, *models], steps)
     reference = rounds.run(model, steps)
     of_caches = [_cached_run(rounds, other, steps) for other in models]
@@ -118,8 +118,8 @@ def _compare(model: Any, models: Sequence[Any], steps: int, settings: Settings, 
     rounds.expect(sum(wanted))
     fewer = {count: rounds.run(model, count) for count in wanted}
 
-    def sampled(run: Run, name: str, settings: str, steps: int, share: float | None, note: str = "") -> Sampled:
-        return Sampled(name, settings, steps, run.seconds, share, decoded(vae, run.samples), note)
+    def sampled(run: TimedSamples, name: str, used: str, steps: int, share: float | None, note: str = "") -> Sampled:
+        return Sampled(name, used, steps, run.seconds, share, decoded(vae, run.samples), note)
 
     uncached = sampled(reference, "Uncached", "", steps, 1.0)
     cached = [
@@ -133,7 +133,7 @@ def _compare(model: Any, models: Sequence[Any], steps: int, settings: Settings, 
     return SideBySide(uncached, cached, [twins.get(count) for count in counts], shown)
 
 
-def _cached_run(rounds: Rounds, model: Any, steps: int) -> tuple[Run, dict[str, Any] | None]:
+def _cached_run(rounds: Rounds, model: Any, steps: int) -> tuple[TimedSamples, dict[str, Any] | None]:
     """A run and its report, looked up at once: another run might make the same latent."""
     run = rounds.run(model, steps)
     return run, runs.run_of(run.samples).report if strategies_of(model) else None

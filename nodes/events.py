@@ -6,23 +6,23 @@ what is known by then: nothing waits for the device or for the network.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 from .compat import prompt_server
-
-if TYPE_CHECKING:
-    from .runs import Run
 
 EVENT = "refrain.run"
 PAUSE = 0.2  # seconds between two events of a run
 REST = 200  # and so many times as long as the last event took to make: half a percent of the loop's time
 
+Describe = Callable[[int], dict[str, Any]]  # a run as JSON; of its model calls, those from this number on
+
 
 class Announcer:
-    """Sends one run to one browser: `Run.as_dict`, of the model calls those that are new or were not complete."""
+    """Sends one run to one browser; of its model calls, those that are new or were not complete when last sent."""
 
-    def __init__(self, run: Run, server: Any) -> None:
-        self.run, self.server, self.loop = run, server, server.loop
+    def __init__(self, describe: Describe, server: Any) -> None:
+        self.describe, self.server, self.loop = describe, server, server.loop
         self.browser = server.client_id  # of the prompt that is executing
         self._is_due = False
         self._not_before = 0.0  # in the loop's time
@@ -50,7 +50,7 @@ class Announcer:
         if not self._is_due:
             return  # the run ended meanwhile, and all was sent
         self._is_due, began = False, self.loop.time()
-        event = self.run.as_dict(self._first)
+        event = self.describe(self._first)
         unknown = (number for number, call in enumerate(event["report"]["calls"]) if call["seconds"] is None)
         self._first += next(unknown, len(event["report"]["calls"]))
         self.server.send_sync(EVENT, event, self.browser)
@@ -58,9 +58,9 @@ class Announcer:
         self._not_before = now + max(PAUSE, REST * (now - began))
 
 
-def announcer(run: Run) -> Announcer | None:
+def announcer(describe: Describe) -> Announcer | None:
     """For the browser that queued the prompt which is executing; None without one, as in headless use."""
     server = prompt_server()
     if getattr(server, "client_id", None) is None or getattr(server, "loop", None) is None:
         return None
-    return Announcer(run, server)
+    return Announcer(describe, server)

@@ -11,7 +11,7 @@ from ..cache_core.adapters.comfyui.families import class_of, family_of
 from ..cache_core.presets import BALANCED, QUALITIES, TOO_FEW_STEPS, choose
 from .compat import schema
 from .inputs import check_inputs
-from .settings_node import apply, settings_output
+from .settings_node import settings_output, with_caches
 
 
 class CachePreset(io.ComfyNode):
@@ -31,15 +31,15 @@ class CachePreset(io.ComfyNode):
                     options=list(QUALITIES),
                     default=BALANCED,
                     tooltip="What you wish for: 'visually identical' is the most careful preset, 'fast' the boldest, "
-                    "'balanced' in between. How near it comes is in the words it gives. Usual: 'balanced'.",
+                    "'balanced' in between. The output choice says how near it comes to that. Usual: 'balanced'.",
                 ),
                 io.Int.Input(
                     "steps",
                     default=20,
                     min=1,
                     max=10000,
-                    tooltip=f"The steps of the sampler. Higher leaves more to reuse; up to {TOO_FEW_STEPS} there is "
-                    "nothing, and the model is left as it is. Usual: 20 to 50.",
+                    tooltip=f"The steps of the sampler. Higher leaves more to reuse. With {TOO_FEW_STEPS} or fewer "
+                    "there is nothing to reuse, and the model is handed on without a cache. Usual: 20 to 50.",
                 ),
             ],
             outputs=[
@@ -56,5 +56,5 @@ class CachePreset(io.ComfyNode):
     def execute(cls, model: Any, quality: str, steps: int) -> io.NodeOutput:
         check_inputs(cls, model=model, quality=quality, steps=steps)
         choice = choose(family_of(model), quality, steps, class_of(model))
-        cached = apply(model, [choice.strategy] if choice.strategy else [], cls.hidden.unique_id)
+        cached = with_caches(model, [choice.strategy] if choice.strategy else [], cls.hidden.unique_id)
         return io.NodeOutput(cached, strategies_of(cached), choice.words, ui={"text": [choice.words]})

@@ -53,7 +53,7 @@ class CacheReport(io.ComfyNode):
         return io.NodeOutput(samples, json.dumps(report), text, ui={"refrain_report": [report], "text": [text]})
 
 
-def _of(run: runs.Run) -> dict[str, Any]:
+def _of(run: runs.ShownRun) -> dict[str, Any]:
     report = {**run.report, "run": run.id, "prompt_id": run.prompt_id, "sampler": run.sampler_id}
     if run.prompt_id != runs.current_prompt():
         report["notes"] = [*report["notes"], EARLIER]

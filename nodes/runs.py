@@ -20,7 +20,7 @@ MOST_RUNS = 32
 
 
 @dataclass
-class Run:
+class ShownRun:
     """One sampling run, from its first moment: its report, the prompt it belongs to, and which latent came out."""
 
     progress: Report  # fills up while the run goes on
@@ -55,7 +55,7 @@ class Run:
 class Watched:
     """Follows one run for the browser that queued it, and remembers what came out."""
 
-    def __init__(self, run: Run, browser: Announcer | None) -> None:
+    def __init__(self, run: ShownRun, browser: Announcer | None) -> None:
         self.run, self.browser = run, browser
         self.called()
 
@@ -72,21 +72,18 @@ class Watched:
             self.browser.ended()
 
 
-_RUNS: deque[Run] = deque(maxlen=MOST_RUNS)  # of the process, like ComfyUI's own history; bounded
+_RUNS: deque[ShownRun] = deque(maxlen=MOST_RUNS)  # of the process, like ComfyUI's own history; bounded
 
 
 def watch(report: Report) -> Watched:
     """Remember and show a run that begins now. Called inside the sampler node's execution."""
-    run = _begun(report)
-    return Watched(run, announcer(run))
+    context, prompt_id = get_executing_context(), current_prompt()
+    run = ShownRun(report, prompt_id, context.node_id if context else None, workflow_of(prompt_id))
+    _RUNS.append(run)
+    return Watched(run, announcer(run.as_dict))
 
 
-def record(report: Report, latent: Any) -> None:
-    """Remember a run that just ended and was not watched. Called inside the sampler node's execution."""
-    _begun(report).latent = fingerprint(latent)
-
-
-def run_of(latent: Any) -> Run | None:
+def run_of(latent: Any) -> ShownRun | None:
     """The run that this latent came out of or, where another node has changed it since, the prompt's last run."""
     wanted, ended = fingerprint(latent), [run for run in reversed(_RUNS) if run.latent is not None]
     prompt_id = current_prompt()
@@ -94,7 +91,7 @@ def run_of(latent: Any) -> Run | None:
     return next((run for run in ended if run.latent == wanted), None) or next(of_prompt, None)
 
 
-def runs(**wanted: str) -> list[Run]:
+def runs(**wanted: str) -> list[ShownRun]:
     """The runs with these attributes, newest first."""
     return [run for run in reversed(list(_RUNS)) if all(getattr(run, name) == value for name, value in wanted.items())]
 
@@ -113,10 +110,3 @@ def fingerprint(latent: Any) -> str:
         digest.update(str(tuple(tensor.shape)).encode())
         digest.update(tensor.detach().to("cpu", torch.float16).contiguous().numpy().tobytes())
     return digest.hexdigest()
-
-
-def _begun(report: Report) -> Run:
-    context, prompt_id = get_executing_context(), current_prompt()
-    run = Run(report, prompt_id, context.node_id if context else None, workflow_of(prompt_id))
-    _RUNS.append(run)
-    return run

@@ -22,7 +22,7 @@ def settings_output() -> Any:
     return SETTINGS.Output(display_name="settings", tooltip=SETTINGS_TOOLTIP)
 
 
-def apply(model: Any, strategies: Sequence[Strategy], node_id: Any) -> Any:
+def with_caches(model: Any, strategies: Sequence[Strategy], node_id: Any) -> Any:
     """The model with these caches, whose runs this node shows; the model as it is if there are none."""
     for strategy in strategies:
         model = with_cache(model, strategy, watch=runs.watch, owner=str(node_id))
@@ -38,8 +38,8 @@ class ApplySettings(io.ComfyNode):
             node_id="RefrainApplySettings",
             display_name="Apply Cache Settings",
             description="Gives a model the caches of another cache node, so that one node sets several models, such as "
-            "the two experts of Wan 2.2. What each model keeps stays its own. Connect it last, right before the "
-            "sampler.",
+            "the two experts of Wan 2.2. The models share settings, not what is stored while they run. Connect it "
+            "last, right before the sampler.",
             inputs=[
                 io.Model.Input("model", tooltip="The model to make faster, after LoRAs and other patches."),
                 SETTINGS.Input("settings", tooltip="From the settings output of a cache node or of Cache Preset."),
@@ -52,4 +52,4 @@ class ApplySettings(io.ComfyNode):
     @classmethod
     def execute(cls, model: Any, settings: Sequence[Strategy]) -> io.NodeOutput:
         check_inputs(cls, model=model, settings=settings)
-        return io.NodeOutput(apply(model, settings, cls.hidden.unique_id))
+        return io.NodeOutput(with_caches(model, settings, cls.hidden.unique_id))

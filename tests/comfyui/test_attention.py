@@ -196,7 +196,7 @@ def test_at_cfg_1_only_the_attention_is_cached_and_the_report_says_so(demo, cach
 @pytest.mark.parametrize("changed", ["uuid", "shape"])
 def test_another_prompt_is_never_estimated_from_the_last_one(demo, comfy, changed):
     """The key of the branch without a prompt: its entries, the window, the shape, the model."""
-    from cache_core.adapters.comfyui.wrappers import prompts_at
+    from cache_core.adapters.comfyui.contexts import prompts_at
 
     entry, sigma = {"uuid": uuid.uuid4()}, torch.tensor([0.5])
     other = {"uuid": uuid.uuid4()}

@@ -65,10 +65,10 @@ def compare(pack, wan, vae):
     positive, negative = ([[prompt, {}]] for prompt in torch.randn(2, 1, 12, 32, generator=draw))
     latent = {"samples": torch.zeros(LATENT)}
     sampling = pack("cache_core.adapters.comfyui.sampling")
-    settings = sampling.Settings(1, 3.0, "euler", "simple", positive, negative, latent)
+    inputs = sampling.SamplerInputs(1, 3.0, "euler", "simple", positive, negative, latent)
     strategy = pack("cache_core.strategies.taylorseer").TaylorSeerCache(cache_interval=3)
-    cached = pack("nodes.settings_node").apply(wan, [strategy], node_id=1)
-    return lambda: pack("nodes.compare_node")._compare(wan, [cached], STEPS, settings, vae)
+    cached = pack("nodes.settings_node").with_caches(wan, [strategy], node_id=1)
+    return lambda: pack("nodes.compare_node")._compare(wan, [cached], STEPS, inputs, vae)
 
 
 @pytest.fixture(scope="module")

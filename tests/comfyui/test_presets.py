@@ -7,6 +7,7 @@ from statistics import median
 from types import SimpleNamespace
 
 import pytest
+from conftest import Reports
 from PIL import Image
 
 from cache_core.demo.server import PromptRefused
@@ -219,12 +220,12 @@ def few_steps(demo, scenes):
     """Sample pictures at flow shift 3 with few steps: latents, and the reports of cached runs."""
     from cache_core.adapters.comfyui import with_cache
 
-    model, reports = demo.shifted(demo.model(), 3.0), []
+    model, reports = demo.shifted(demo.model(), 3.0), Reports()
 
     def sample(strategy=None, steps=TOO_FEW_STEPS):
-        cached = with_cache(model, strategy, lambda report, latent: reports.append(report)) if strategy else model
+        cached = with_cache(model, strategy, watch=reports.watch) if strategy else model
         latents = [demo.sample(cached, [prompt], seed=seed, steps=steps) for seed, prompt in enumerate(scenes(4))]
-        return latents, reports[-len(latents) :] if strategy else []
+        return latents, reports.all[-len(latents) :] if strategy else []
 
     return sample
 

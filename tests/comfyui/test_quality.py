@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import Reports
 
 from cache_core.compare.quality import psnr
 from cache_core.demo.codec import FLUX_SCALE, FLUX_SHIFT, decode
@@ -29,11 +30,11 @@ def pictures(demo, scenes):
         return decoded(demo.sample(demo.shifted(demo.model(), shift), scenes(count), steps=steps, seed=SEED))
 
     def cached(shift, count, strategy, one_by_one):
-        reports = []
-        model = with_cache(demo.shifted(demo.model(), shift), strategy, lambda report, _: reports.append(report))
+        reports = Reports()
+        model = with_cache(demo.shifted(demo.model(), shift), strategy, watch=reports.watch)
         batches = [[scene] for scene in scenes(count)] if one_by_one else [scenes(count)]
         latents = [demo.sample(model, batch, seed=SEED + number) for number, batch in enumerate(batches)]
-        return decoded(torch.cat(latents)), reports
+        return decoded(torch.cat(latents)), reports.all
 
     return SimpleNamespace(plain=plain, cached=cached)
 

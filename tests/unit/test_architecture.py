@@ -3,6 +3,7 @@
 import ast
 import sys
 from functools import cache
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -114,6 +115,55 @@ def test_no_file_prints_or_asserts(path):
     if not path.is_relative_to(DEMO):  # the demo's scripts speak to a terminal
         calls = [node for node in nodes if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)]
         assert not [call.lineno for call in calls if call.func.id == "print"]
+
+
+def imports_among(files):
+    """By file, which of the others it imports, at once or later."""
+    by_name = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in files}
+    found = {}
+    for path in files:
+        files_or_members = set(imported(path))
+        names = {name if name in by_name else name.rpartition(".")[0] for name in files_or_members}
+        found[path] = {by_name[name] for name in names & by_name.keys()} - {path}
+    return found
+
+
+def circle_in(files):
+    """Files that import each other in a circle, from one of them back to it; nothing where there is none."""
+    try:
+        TopologicalSorter(imports_among(files)).prepare()
+    except CycleError as error:
+        return error.args[1]
+    return []
+
+
+@pytest.mark.parametrize("files", [NODES], ids=["nodes"])
+def test_no_files_import_each_other_in_a_circle(files):
+    assert not [named(path) for path in circle_in(files)]
+
+
+@pytest.mark.parametrize(
+    ("lines", "circle"),
+    [
+        (("from .b import x", "from . import c", "import torch"), ""),
+        (("from .b import x", "from .c import y", "from . import a"), "abc"),
+        (("from .b import x", "import pack.c", "def later():\n    from .b import y"), "bc"),
+    ],
+)
+def test_the_walk_finds_such_a_circle(tmp_path, monkeypatch, lines, circle):
+    monkeypatch.setattr("test_architecture.ROOT", tmp_path)
+    folder = tmp_path / "pack"
+    folder.mkdir()
+    files = [folder / f"{name}.py" for name in "abc"]
+    for path, line in zip(files, lines):
+        path.write_text(line, encoding="utf-8")
+    assert {path.stem for path in circle_in(files)} == {*circle}
+
+
+@pytest.mark.parametrize("path", [*COMFYUI, *NODES], ids=named)
+def test_no_file_imports_for_annotations_only(path):
+    words = {getattr(node, "id", None) or getattr(node, "attr", None) for node in ast.walk(tree_of(path))}
+    assert "TYPE_CHECKING" not in words and "typing.TYPE_CHECKING" not in imported(path)
 
 
 def test_the_rules_above_look_at_the_files_they_mean():

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import comfy.model_detection
 import comfy.model_management
-import comfy.model_patcher
 import comfy.model_sampling
 import comfy.sample
 import comfy.sd
 import comfy.utils
 import torch
+from comfy.model_patcher import ModelPatcher
 from torch import nn
 
 from ...demo import FLUX_WEIGHTS, VAE_WEIGHTS, words
 from ...presets import DEMO
 from . import families
-
-if TYPE_CHECKING:
-    from comfy.model_patcher import ModelPatcher
 
 
 def load_model() -> ModelPatcher:
@@ -104,7 +101,7 @@ def _load_with_own_heads(diffusers_weights: dict[str, torch.Tensor]) -> ModelPat
     model = model_config.get_model(weights, "")
     model.load_model_weights(weights, "")
     offload_device = comfy.model_management.unet_offload_device()
-    return comfy.model_patcher.ModelPatcher(model.to(offload_device), device, offload_device)
+    return ModelPatcher(model.to(offload_device), device, offload_device)
 
 
 class _Tokenizer:

@@ -8,18 +8,18 @@ from typing import Any
 from ...strategy.strategy import Strategy
 
 # Blocks, by their class, that the model runs by another method than forward.
-METHODS = {
+METHOD_OF_BLOCK = {
     "WanAnimate2Block": "forward_gen",  # the picture's pass; forward_pose, the pose's, runs beside it and always
 }
 
 # Models, by their class, that swap the halves of a joined batch inside: a row there is another branch's than outside.
-SWAPPING = {"HunYuanDiTPlain", "NaDiT"}
+MODELS_THAT_SWAP_BRANCHES = {"HunYuanDiTPlain", "NaDiT"}
 
 # Other nodes that leave out model calls, by the transformer option that shows them.
 OTHER_CACHES = {"easycache": "EasyCache or LazyCache", "rel_l1_thresh": "TeaCache", "magcache_thresh": "MagCache"}
 
 # Patches after attention that may mix the rows of the prompts, as NAGuidance does.
-MIXING = {"attn1_output_patch", "attn2_output_patch"}
+PATCHES_THAT_MIX_PROMPTS = {"attn1_output_patch", "attn2_output_patch"}
 
 
 def refuse_other_caches(strategies: Iterable[Strategy], transformer_options: dict[str, Any]) -> None:

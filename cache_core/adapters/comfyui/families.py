@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from comfy.model_patcher import ModelPatcher
 
 from ...presets import OTHER, UNET
-
-if TYPE_CHECKING:
-    from comfy.model_patcher import ModelPatcher
 
 KEY = "refrain_family"  # what a MODEL that we made ourselves says of itself
 FAMILIES = {  # by the very class in comfy.supported_models: a model derived from another may need other settings

@@ -6,21 +6,19 @@ import inspect
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import comfy.model_management
 import comfy.sample
 import comfy.samplers
 import comfy.utils
 import latent_preview
+from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
+from comfy.sd import VAE
 from torch import Tensor
 
 from .wrappers import KEY
-
-if TYPE_CHECKING:
-    from comfy.model_patcher import ModelPatcher
-    from comfy.sd import VAE
 
 SAMPLERS, SCHEDULERS = comfy.samplers.KSampler.SAMPLERS, comfy.samplers.KSampler.SCHEDULERS
 RATIOS = ("downscale_ratio_spacial", "downscale_ratio_temporal")  # of an empty latent; ComfyUI 0.8 has none
@@ -28,7 +26,7 @@ NO_PICTURES = "The VAE makes no pictures of these latents. Compare models of pic
 
 
 @dataclass(frozen=True)
-class Settings:
+class SamplerInputs:
     """The inputs of a KSampler, but for the model and the number of steps."""
 
     seed: int
@@ -41,7 +39,7 @@ class Settings:
     denoise: float = 1.0
 
 
-class Run(NamedTuple):
+class TimedSamples(NamedTuple):
     """What a sampling run made, on the CPU, and how long it took."""
 
     samples: Any
@@ -51,8 +49,8 @@ class Run(NamedTuple):
 class Rounds:
     """Sampling runs that share a progress bar. A cancel ends them with ComfyUI's own exception."""
 
-    def __init__(self, model: ModelPatcher, settings: Settings, expected: int) -> None:
-        self._settings, self._expected, self._done = settings, expected, 0  # steps
+    def __init__(self, model: ModelPatcher, inputs: SamplerInputs, expected: int) -> None:
+        self._inputs, self._expected, self._done = inputs, expected, 0  # steps
         self._bar = comfy.utils.ProgressBar(expected)
         self._previewer = latent_preview.get_previewer(model.load_device, model.model.latent_format)
 
@@ -68,25 +66,25 @@ class Rounds:
         """There are so many steps to come, as is known now."""
         self._expected = self._done + steps
 
-    def run(self, model: ModelPatcher, steps: int) -> Run:
+    def run(self, model: ModelPatcher, steps: int) -> TimedSamples:
         """One sampling run."""
         comfy.model_management.throw_exception_if_processing_interrupted()
         return self._sample(model, steps)
 
-    def _sample(self, model: ModelPatcher, steps: int, last_step: int | None = None) -> Run:
-        own = self._settings
-        latent = _latent_for(model, own.latent_image)
-        noise = comfy.sample.prepare_noise(latent, own.seed, own.latent_image.get("batch_index"))
+    def _sample(self, model: ModelPatcher, steps: int, last_step: int | None = None) -> TimedSamples:
+        inputs = self._inputs
+        latent = _latent_for(model, inputs.latent_image)
+        noise = comfy.sample.prepare_noise(latent, inputs.seed, inputs.latent_image.get("batch_index"))
         planned = steps if last_step is None else last_step
         began = time.perf_counter()
         samples = comfy.sample.sample(
-            model, noise, steps, own.cfg, own.sampler_name, own.scheduler, own.positive, own.negative, latent,
-            denoise=own.denoise, last_step=last_step, noise_mask=own.latent_image.get("noise_mask"),
-            callback=self._progress(planned), disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED, seed=own.seed,
+            model, noise, steps, inputs.cfg, inputs.sampler_name, inputs.scheduler, inputs.positive, inputs.negative,
+            latent, denoise=inputs.denoise, last_step=last_step, noise_mask=inputs.latent_image.get("noise_mask"),
+            callback=self._progress(planned), disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED, seed=inputs.seed,
         ).cpu()  # waits for the device  # fmt: skip
         seconds = time.perf_counter() - began
         self._done += planned
-        return Run(samples, seconds)
+        return TimedSamples(samples, seconds)
 
     def _progress(self, steps: int) -> Any:
         def after_step(step: int, denoised: Any, latent: Any, total: int) -> None:

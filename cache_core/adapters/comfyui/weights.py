@@ -6,16 +6,21 @@ MiniMax-H3) have a queue besides, from which each block is fetched as a whole ri
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from torch import nn
+
+from ...strategy.strategy import Strategy
 
 try:
     from comfy import model_prefetch
 except ImportError:  # ComfyUI 0.8
     model_prefetch = None
 
+LEVELS_BLOCK_BY_BLOCK = {"block", "module"}  # where it is decided of each block, when it would run, to leave it out
 FETCHED_ALL_THE_SAME = (
-    "this model fetches each block's weights before it is known whether the block runs, so left-out blocks save no "
-    "time there; TaylorSeer's cache_level output or model saves it"
+    "this model fetches each block's weights before it is known whether the block runs, so a block that is left out "
+    "still costs that time; TaylorSeer's cache_level output or model saves it"
 )
 
 
@@ -24,6 +29,11 @@ def fetch_no_more_blocks() -> None:
     if are_fetched_ahead():
         queue = model_prefetch.PREFETCH_QUEUES[-1]  # the newest is this call's
         queue[:] = [[] if isinstance(entry, nn.Module) else entry for entry in queue]  # []: nothing to fetch
+
+
+def are_fetched_all_the_same(strategies: Iterable[Strategy]) -> bool:
+    """Whether the weights of blocks that one of these strategies leaves out came too: it decided too late for them."""
+    return are_fetched_ahead() and any(set(strategy.levels) & LEVELS_BLOCK_BY_BLOCK for strategy in strategies)
 
 
 def are_fetched_ahead() -> bool:
