@@ -67,7 +67,6 @@ ALLOWED = {
             "starts processes", "uses the network", "reads files", "writes files", "reads the environment",
         )
     },
-    "cache_core/demo/comparison.py": {"writes files": "the side-by-side picture: " + DEMO_PROGRAM},
     "cache_core/demo/workflows/__init__.py": {"reads files": "the demo's workflows, in its own folder"},
     "cache_core/demo/training/data.py": {"reads files": TRAINING, "writes files": TRAINING},
     "cache_core/demo/training/flux.py": {"reads files": TRAINING, "writes files": TRAINING},
