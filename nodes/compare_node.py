@@ -19,7 +19,8 @@ from ..cache_core.adapters.comfyui.sampling import (
     have_the_same_weights,
     is_video,
 )
-from ..cache_core.compare.side_by_side import FEWER_STEPS, Sampled, SideBySide, described
+from ..cache_core.compare.layouts import in_columns
+from ..cache_core.compare.side_by_side import FEWER_STEPS, Sampled, SideBySide, described, rows, table
 from . import runs
 from .compat import schema
 from .inputs import check_inputs
@@ -70,10 +71,10 @@ class CompareSettings(io.ComfyNode):
         measured = f"{MEASURED}{_of_how_many(len(compared.uncached.pictures), compared.shown > 0)}."
         method = f"{sampler.sampler_name}, {sampler.scheduler}"
         title = f"{steps} steps, {method}, cfg {sampler.cfg:g}, seed {sampler.seed}"
-        picture = _as_image(compared.sheet(title, measured))
-        table = f"{compared.table()}\n{measured}"
-        shown = {"refrain_comparison": [{"rows": compared.rows(), "measured": measured}], "text": [table]}
-        return io.NodeOutput(picture, table, ui={**ui.PreviewImage(picture, cls=cls).as_dict(), **shown})
+        picture = _as_image(in_columns(compared, title, measured))
+        text = f"{table(compared.runs)}\n{measured}"
+        shown = {"refrain_comparison": [{"rows": rows(compared.runs), "measured": measured}], "text": [text]}
+        return io.NodeOutput(picture, text, ui={**ui.PreviewImage(picture, cls=cls).as_dict(), **shown})
 
 
 def _sampler_inputs() -> list[Any]:

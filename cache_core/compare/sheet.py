@@ -23,6 +23,7 @@ class Label(NamedTuple):
     summary: str = ""
 
 
+Sheet = Image.Image
 Cell = Label | Tensor | None  # a picture is (3, height, width) in 0..1, and all are of one size
 
 
@@ -39,7 +40,7 @@ class _Row(NamedTuple):
     has_pictures: bool
 
 
-def draw(title: str, rows: Sequence[Sequence[Cell]], subtitle: str = "", smallest: int = 144) -> Image.Image:
+def draw(title: str, rows: Sequence[Sequence[Cell]], subtitle: str = "", smallest: int = 144) -> Sheet:
     """The sheet. Words beside pictures stand at half their height, words in a row of their own on its lower edge.
 
     Pictures whose shorter side has fewer pixels than `smallest` are enlarged by a whole number, very large ones shrunk.
@@ -131,7 +132,7 @@ def _line_height(line: _Line) -> int:
     return line.size * 7 // 5  # 1.4: airy, but lines of one label still belong together
 
 
-def _write(sheet: Image.Image, x: int, y: int, lines: Sequence[_Line]) -> None:
+def _write(sheet: Sheet, x: int, y: int, lines: Sequence[_Line]) -> None:
     pen = ImageDraw.Draw(sheet)
     for line in lines:
         pen.text((x, y), line.text, line.color, ImageFont.load_default(line.size))

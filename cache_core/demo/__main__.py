@@ -6,10 +6,12 @@ import argparse
 import importlib
 from pathlib import Path
 
+from ..compare.side_by_side import table
 from . import PROMPTS
-from .comparison import side_by_side, table
-from .methods import methods
+from .methods import methods, sampled
 from .server import find_comfyui
+
+MEASURED = "Seconds are of all pictures, PSNR and SSIM the median of their closeness to the uncached ones."
 
 
 def main() -> None:
@@ -31,13 +33,19 @@ def main() -> None:
 def _demonstrate(way: str, picture: Path) -> None:
     from tqdm import tqdm
 
+    from ..compare.layouts import in_rows
+
     name = {"diffusers": "diffusers", "comfyui": "ComfyUI"}[way]
-    rows_through = importlib.import_module(f"{__package__}.with_{way}").rows
-    compared = methods()
-    with tqdm(total=len(compared) * len(PROMPTS), unit="picture", desc=f"Generating through {name}") as bar:
-        rows = rows_through(compared, PROMPTS, bar.update)
-    print(f"\n{len(PROMPTS)} pictures through {name}\n\n{table(rows)}\n")
-    side_by_side(rows, PROMPTS, picture, title=f"The same {len(PROMPTS)} pictures through {name}, with less computed")
+    sampler = importlib.import_module(f"{__package__}.with_{way}").sampler
+    compared, count = methods(), len(PROMPTS)
+    with (
+        sampler() as sample,
+        tqdm(total=len(compared) * count, unit="picture", desc=f"Generating through {name}") as bar,
+    ):
+        runs = sampled(sample, compared, PROMPTS, bar.update)
+    print(f"\n{count} pictures through {name}\n\n{table(runs)}\n{MEASURED}\n")
+    title = f"The same {count} pictures through {name}, with less computed"
+    in_rows(runs, PROMPTS, title, MEASURED).save(picture)
     print(f"Side by side: {picture}\n")
 
 

@@ -1,17 +1,21 @@
-"""The methods that the demo compares."""
+"""The methods that the demo compares, and the runs of each over all prompts."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from statistics import fmean, median
 
+import torch
+from torch import Tensor
+
+from ..compare.side_by_side import FEWER_STEPS, Sampled
 from ..strategies.first_block import FirstBlockCache
 from ..strategies.taylorseer import TaylorSeerCache
 from ..strategy.strategy import Strategy
 
 STEPS = 20
 GUIDANCE = 3.0
-Progress = Callable[[], None]  # called after each picture
 
 
 @dataclass(frozen=True)
@@ -23,6 +27,13 @@ class Method:
     strategy: Strategy | None = None
     steps: int = STEPS
 
+    def sampled(self, picture: Tensor, share: float, seconds: float) -> Sampled:
+        """A picture (3, height, width) made this way, which computed this share of the blocks of its own steps."""
+        return Sampled(self.name, self.settings, self.steps, seconds, share * self.steps / STEPS, picture[None])
+
+
+Sample = Callable[[Method, str, int], Sampled]  # makes one picture: a prompt, and the seed of its noise
+
 
 def methods() -> list[Method]:
     """The uncached run first, then each strategy twice, then fewer steps of about the same cost."""
@@ -32,6 +43,38 @@ def methods() -> list[Method]:
         Method("First Block Cache", "threshold 0.3", FirstBlockCache(residual_diff_threshold=0.3)),
         Method("TaylorSeer Cache", "interval 2", TaylorSeerCache(cache_interval=2)),
         Method("TaylorSeer Cache", "interval 3", TaylorSeerCache(cache_interval=3)),
-        Method("Fewer steps, no cache", "11 steps", steps=11),
-        Method("Fewer steps, no cache", "8 steps", steps=8),
+        Method(FEWER_STEPS, "11 steps", steps=11),
+        Method(FEWER_STEPS, "8 steps", steps=8),
     ]
+
+
+def sampled(
+    sample: Sample, methods: Sequence[Method], prompts: Sequence[str], progress: Callable[[], None]
+) -> list[Sampled]:
+    """One run for each method: picture by picture, prompt number n with seed n. The first method is the uncached one.
+
+    `progress` is called after each picture.
+    """
+    sample(methods[0], prompts[0], len(prompts))  # warm up: it loads the model, and the first call is slower
+    uncached: list[Sampled] = []
+    runs = []
+    for method in methods:
+        made = []
+        for seed, prompt in enumerate(prompts):
+            made.append(sample(method, prompt, seed))
+            progress()
+        uncached = uncached or made
+        runs.append(_together([run.judged(reference) for run, reference in zip(made, uncached)]))
+    return runs
+
+
+def _together(runs: Sequence[Sampled]) -> Sampled:
+    """All pictures and seconds of these runs, the mean of their shares, the median of their closeness."""
+    return replace(
+        runs[0],
+        seconds=sum(run.seconds for run in runs),
+        computed_share=fmean(run.computed_share for run in runs),
+        pictures=torch.cat([run.pictures for run in runs]),
+        psnr=median(run.psnr for run in runs),
+        ssim=median(run.ssim for run in runs),
+    )

@@ -4,44 +4,34 @@ from __future__ import annotations
 
 import io
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import fields
+from functools import partial
 from typing import Any
 
 import torch
 
+from ..compare.side_by_side import Sampled
 from ..strategies.first_block import FirstBlockCache
 from ..strategies.taylorseer import TaylorSeerCache
 from ..strategy.strategy import Strategy
-from .comparison import Row
-from .methods import GUIDANCE, STEPS, Method, Progress
+from .methods import GUIDANCE, Method, Sample
 from .server import PromptFailed, Server
 from .workflows import node_id, set_inputs, workflow
 
 WORKFLOWS = {FirstBlockCache: "first_block_cache", TaylorSeerCache: "taylorseer"}
 
 
-def rows(methods: Sequence[Method], prompts: Sequence[str], progress: Progress) -> list[Row]:
-    """One row for each method: picture by picture, prompt number n with seed n."""
+@contextmanager
+def sampler() -> Iterator[Sample]:
+    """Makes the demo's pictures, inside a `with`."""
     with Server() as server:
-        _picture(server, methods[0], prompts[0], seed=len(prompts))  # warm up: loads the model
-        return [_row(server, method, prompts, progress) for method in methods]
+        yield partial(_sampled, server)
 
 
-def _row(server: Server, method: Method, prompts: Sequence[str], progress: Progress) -> Row:
-    pictures, shares, seconds = [], [], 0.0
-    for seed, prompt in enumerate(prompts):
-        picture, share, took = _picture(server, method, prompt, seed)
-        pictures.append(picture)
-        shares.append(share)
-        seconds += took
-        progress()
-    share = sum(shares) / len(shares)
-    return Row(method.name, method.settings, torch.stack(pictures), share, seconds, speed_up_ideal=1 / share)
-
-
-def _picture(server: Server, method: Method, prompt: str, seed: int) -> tuple[torch.Tensor, float, float]:
-    """Picture (3, height, width), share of the uncached run's blocks computed, and seconds in the sampler."""
+def _sampled(server: Server, method: Method, prompt: str, seed: int) -> Sampled:
+    """The seconds are those in the sampler's node."""
     graph = _graph(method, prompt, seed)
     entry, seconds = _timed(server, graph, node_id(graph, "KSampler"))
     (image,) = entry["outputs"][node_id(graph, "PreviewImage")]["images"]
@@ -49,7 +39,7 @@ def _picture(server: Server, method: Method, prompt: str, seed: int) -> tuple[to
     if method.strategy is not None:
         (report,) = entry["outputs"][node_id(graph, "RefrainCacheReport")]["refrain_report"]
         share = report["totals"]["computed_share"]
-    return _decoded(server.picture(image)), share * method.steps / STEPS, seconds
+    return method.sampled(_decoded(server.picture(image)), share, seconds)
 
 
 def _graph(method: Method, prompt: str, seed: int) -> dict[str, Any]:

@@ -3,50 +3,33 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from types import SimpleNamespace
 
 import torch
 
 from ..adapters.diffusers import apply, cache_context
+from ..compare.side_by_side import Sampled
 from ..strategy.strategy import Strategy
 from . import codec, sampling
-from .comparison import Row
-from .methods import GUIDANCE, STEPS, Method, Progress
+from .methods import GUIDANCE, Method, Sample
 
 
-def rows(methods: Sequence[Method], prompts: Sequence[str], progress: Progress) -> list[Row]:
-    """One row for each method: picture by picture, prompt number n with seed n."""
+@contextmanager
+def sampler() -> Iterator[Sample]:
+    """Makes the demo's pictures, inside a `with`."""
     transformer, vae = sampling.load_transformer(), codec.load_vae()
-    _latent(transformer, methods[0], prompts[0], seed=0)  # warm up: the first call is slower
-    return [_row(transformer, vae, method, prompts, progress) for method in methods]
 
+    def sample(method: Method, prompt: str, seed: int) -> Sampled:
+        noise, sigmas = sampling.noise(seed), sampling.flow_sigmas(method.steps)
+        began = time.perf_counter()
+        latent, share = denoised(transformer, method.strategy, [prompt], noise, sigmas)
+        seconds = time.perf_counter() - began
+        return method.sampled(codec.decode_with_vae(vae, latent)[0], share, seconds)
 
-def _row(transformer, vae, method: Method, prompts: Sequence[str], progress: Progress) -> Row:
-    latents, shares, began = [], [], time.perf_counter()
-    for seed, prompt in enumerate(prompts):
-        latent, share = _latent(transformer, method, prompt, seed)
-        latents.append(latent)
-        shares.append(share)
-        progress()
-    seconds = time.perf_counter() - began
-    share = sum(shares) / len(shares)
-    return Row(
-        method.name,
-        method.settings,
-        codec.decode_with_vae(vae, torch.cat(latents)),
-        share,
-        seconds,
-        speed_up_ideal=1 / share,
-    )
-
-
-def _latent(transformer, method: Method, prompt: str, seed: int) -> tuple[torch.Tensor, float]:
-    """The finished latent, and the share of the uncached run's blocks that were computed for it."""
-    sigmas = sampling.flow_sigmas(method.steps)
-    latent, share = denoised(transformer, method.strategy, [prompt], sampling.noise(seed), sigmas)
-    return latent, share * method.steps / STEPS
+    yield sample
 
 
 def denoised(

@@ -89,9 +89,10 @@ def test_all_frames_count_and_the_middle_one_is_shown(compared):
 
 
 def test_the_sheet_shows_the_middle_frame_enlarged(compared):
+    from cache_core.compare.layouts import in_columns
     from cache_core.compare.sheet import to_image
 
-    sheet = compared.sheet("title")
+    sheet = in_columns(compared, "title")
     middle = to_image(compared.uncached.pictures[FRAMES // 2]).resize((256, 256), 3)
     row = next(y for y in range(sheet.height) if sheet.getpixel((33, y)) == middle.getpixel((1, 0)))
     assert sheet.crop((32, row, 32 + 256, row + 256)).tobytes() == middle.tobytes()

@@ -49,9 +49,8 @@ def is_inside(name, package):
 
 @pytest.mark.parametrize("path", INNER, ids=named)
 def test_the_core_needs_torch_and_the_standard_library_and_draws_with_pillow(path):
-    drawing = {"PIL"} if path.name in {"sheet.py", "side_by_side.py"} else set()
+    drawing = {"PIL"} if path.name == "sheet.py" else set()
     assert packages(path) - set(sys.stdlib_module_names) - drawing <= {"torch", "einops", "safetensors", "cache_core"}
-    assert "PIL" not in packages(path, top_level_only=True) or path.name == "sheet.py"
 
 
 @pytest.mark.parametrize("path", INNER, ids=named)

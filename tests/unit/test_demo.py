@@ -1,4 +1,4 @@
-"""The demo model: its words, weights, sampling, pictures and the numbers that compare them."""
+"""The demo model: its words, weights, sampling, pictures, and how often each method makes them."""
 
 import math
 import random
@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cache_core.compare.quality import psnr
-from cache_core.demo import FLUX_WEIGHTS, LATENT_CODEC, PROMPTS, VAE_WEIGHTS, codec, comparison, sampling, scene, words
+from cache_core.demo import FLUX_WEIGHTS, LATENT_CODEC, PROMPTS, VAE_WEIGHTS, codec, methods, sampling, scene, words
 
 
 @pytest.fixture(scope="module")
@@ -30,11 +30,6 @@ def pictures(scenes):
 
 def start(count):
     return torch.cat([sampling.noise(seed) for seed in range(count)])
-
-
-def rows(pictures, others):
-    uncached = comparison.Row("Uncached", "20 steps", pictures, 1.0, 2.0, 1.0)
-    return [uncached, comparison.Row("Cached", "threshold 0.1", others, 0.5, 1.25, 2.0)]
 
 
 def test_the_weights_are_small_enough_to_ship():
@@ -157,17 +152,19 @@ def test_rendering_is_reproducible(scenes, pictures):
     assert torch.equal(pictures, scene.render(scenes, generator=torch.Generator().manual_seed(0)))
 
 
-def test_the_table_starts_with_the_uncached_row(pictures):
-    header, uncached, cached = comparison.table(rows(pictures, pictures)).splitlines()
-    assert header.split()[0] == "method"
-    assert uncached.startswith("Uncached (20 steps)")
-    assert cached.split()[-6:] == ["50%", "1.25", "1.60x", "2.00x", "inf", "1.000"]
+def test_a_method_is_one_run_over_all_prompts_with_the_median_of_what_each_gave(pictures):
+    compared = [methods.Method("Uncached", "20 steps"), methods.Method("Fewer steps", "10 steps", steps=10)]
+    offsets, asked, made = iter([0.1, 0.01, 0.2]), [], []
 
+    def sample(method, prompt, seed):
+        asked.append((prompt, seed))
+        offset = next(offsets) if method is compared[1] else 0.0
+        return method.sampled(pictures[seed] * (1 - offset), share=0.8, seconds=seed + 1.0)
 
-def test_the_sheet_has_room_for_every_picture(pictures, tmp_path):
-    image = pytest.importorskip("PIL.Image")
-    pair = pictures[:2]
-    comparison.side_by_side(rows(pair, pair), PROMPTS[:2], tmp_path / "sheet.png")
-    sheet = image.open(tmp_path / "sheet.png")
-    assert sheet.width > 2 * 128
-    assert sheet.height > 2 * 128
+    uncached, fewer = methods.sampled(sample, compared, PROMPTS[:3], lambda: made.append(None))
+    assert asked == [(PROMPTS[0], 3), *2 * [(prompt, seed) for seed, prompt in enumerate(PROMPTS[:3])]]
+    assert len(made) == 6
+    assert (uncached.seconds, uncached.computed_share, uncached.is_identical) == (6.0, pytest.approx(0.8), True)
+    assert (fewer.steps, fewer.computed_share) == (10, pytest.approx(0.4))
+    assert torch.equal(uncached.pictures, pictures[:3])
+    assert fewer.psnr == psnr(pictures[0] * 0.9, pictures[0])

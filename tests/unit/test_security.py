@@ -54,7 +54,6 @@ NAMES = {  # what using one of these does; *. stands for anything that has it
     "runs native code": {"torch.ops.load_library"},
 }  # fmt: skip
 DEMO_PROGRAM = "`make demo` and the tests run it from a terminal; nothing that ComfyUI loads imports it"
-TRAINING = "makes the demo's weights, from a terminal, once"
 ALLOWED = {
     "cache_core/strategies/__init__.py": {"imports by name": "the files of its own folder: the strategies"},
     "cache_core/adapters/comfyui/demo.py": {"reads files": "two weights of the pack, whose names are constants"},
@@ -67,12 +66,7 @@ ALLOWED = {
             "starts processes", "uses the network", "reads files", "writes files", "reads the environment",
         )
     },
-    "cache_core/demo/comparison.py": {"writes files": "the side-by-side picture: " + DEMO_PROGRAM},
     "cache_core/demo/workflows/__init__.py": {"reads files": "the demo's workflows, in its own folder"},
-    "cache_core/demo/training/data.py": {"reads files": TRAINING, "writes files": TRAINING},
-    "cache_core/demo/training/flux.py": {"reads files": TRAINING, "writes files": TRAINING},
-    "cache_core/demo/training/latent_codec.py": {"writes files": TRAINING},
-    "cache_core/demo/training/vae.py": {"writes files": TRAINING},
 }  # fmt: skip
 ROUTES = {"nodes/routes.py": {("get", "/refrain/runs")}}  # on ComfyUI's own port
 

@@ -6,13 +6,14 @@ import math
 import pytest
 import torch
 
-from cache_core.compare.side_by_side import NO_TWIN, Sampled, SideBySide, aligned, described
+from cache_core.compare.side_by_side import Sampled, SideBySide, aligned, described, rows, table
 from cache_core.strategies import all_strategies
 from cache_core.strategies.first_block import FirstBlockCache
 from cache_core.strategies.taylorseer import TaylorSeerCache
 
 pytest.importorskip("PIL", reason="sheets are drawn with Pillow, which every ComfyUI has")
 from cache_core.compare import sheet as drawing
+from cache_core.compare.layouts import NO_TWIN, in_columns, in_rows
 
 PICTURE = torch.rand(1, 3, 40, 60, generator=torch.Generator().manual_seed(0))
 LONGEST = max((name for kind in all_strategies() for name in vars(kind()) if name.islower()), key=len)
@@ -30,23 +31,24 @@ def comparison(twins=True, count=2):
 
 
 def test_rows_are_the_uncached_run_then_each_cache_with_its_twin():
-    rows = comparison().rows()
+    told = rows(comparison().runs)
     twin = "Fewer steps, no cache"
-    assert [row["name"] for row in rows] == ["Uncached", "Cache 0", twin, "Cache 1", twin]
-    assert [row["speed_up"] for row in rows] == pytest.approx([1.0, 2.0, 4 / 1.9, 2.0, 4 / 1.9])
+    assert [row["name"] for row in told] == ["Uncached", "Cache 0", twin, "Cache 1", twin]
+    assert [row["speed_up"] for row in told] == pytest.approx([1.0, 2.0, 4 / 1.9, 2.0, 4 / 1.9])
 
 
 def test_rows_are_json_that_a_browser_reads_even_of_identical_pictures():
-    rows = json.loads(json.dumps(comparison().rows(), allow_nan=False))
-    assert (rows[1]["psnr"], rows[1]["ssim"], rows[1]["identical"]) == (None, 1.0, True)
-    assert rows[3]["psnr"] == pytest.approx(40, abs=0.5)  # a hundredth off, but where it is clamped
-    assert not rows[3]["identical"]
+    told = json.loads(json.dumps(rows(comparison().runs), allow_nan=False))
+    assert (told[1]["psnr"], told[1]["ssim"], told[1]["identical"]) == (None, 1.0, True)
+    assert told[3]["psnr"] == pytest.approx(40, abs=0.5)  # a hundredth off, but where it is clamped
+    assert not told[3]["identical"]
 
 
 def test_the_table_says_equal_for_identical_and_a_dash_for_what_nobody_counted():
     uncached = run("Uncached", 4.0, share=1.0)
     other = run("Other", 2.0, share=None, note="what there is to say").judged(uncached)
-    header, _, line, note = SideBySide(uncached, [other], [None]).table().splitlines()
+    header, first, line, note = table([uncached, other]).splitlines()
+    assert first.startswith("Uncached (settings)")
     assert line.split()[-6:] == ["20", "-", "2.00", "2.00x", "equal", "1.000"]
     assert note == "Other: what there is to say"
     assert header.index("steps") + len("steps") == line.index("20") + len("20")
@@ -72,7 +74,7 @@ def test_columns_are_aligned():
 
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_the_sheet_has_a_column_for_each_run_and_even_margins(count):
-    sheet = comparison(count=count).sheet("title", "subtitle")
+    sheet = in_columns(comparison(count=count), "title", "subtitle")
     width = 60 * 7  # 40 pixels high, enlarged to at least 256
     scale = width / 256
     expected = 2 * round(32 * scale) + (count + 1) * width + count * round(12 * scale)
@@ -83,21 +85,32 @@ def test_the_sheet_has_a_column_for_each_run_and_even_margins(count):
 
 
 def test_the_sheet_without_twins_is_shorter():
-    assert comparison(twins=False).sheet("t").height < comparison().sheet("t").height - 2 * 280
+    assert in_columns(comparison(twins=False), "t").height < in_columns(comparison(), "t").height - 2 * 280
 
 
 def test_a_cache_without_a_twin_is_explained_beside_one_that_has_one():
     both = comparison()
     mixed = SideBySide(both.uncached, both.cached, [both.twins[0], None])
-    assert mixed.sheet("t").size == both.sheet("t").size
+    assert in_columns(mixed, "t").size == in_columns(both, "t").size
     assert NO_TWIN
 
 
 def test_differences_are_eight_times_as_bright():
     uncached = run("Uncached", 4.0, pictures=torch.full((1, 3, 256, 256), 0.5))
     cached = run("Cache", 2.0, offset=0.05, pictures=torch.full((1, 3, 256, 256), 0.5)).judged(uncached)
-    sheet = SideBySide(uncached, [cached], [None]).sheet("t")
+    sheet = in_columns(SideBySide(uncached, [cached], [None]), "t")
     assert sheet.getpixel((sheet.width - 100, sheet.height - 100)) == (102, 102, 102)  # 0.05 * 8 * 255
+
+
+def test_a_sheet_in_rows_has_a_row_for_each_run_with_all_its_pictures():
+    pictures = torch.stack([torch.full((3, 200, 200), level) for level in (0.2, 0.4, 0.6)])
+    runs = [run("Uncached", 4.0, pictures=pictures), run("Cache", 2.0, offset=0.2, pictures=pictures)]
+    sheet = in_rows(runs, ["a", "b", "c"], "title")
+    assert sheet.width == 2 * 32 + 260 + 3 * (12 + 200)
+    centers = [32 + 260 + 12 + 212 * column + 100 for column in range(3)]
+    below = [sheet.height - 32 - 100 - 212 * row for row in (1, 0)]
+    levels = [[sheet.getpixel((x, y))[0] for x in centers] for y in below]
+    assert levels == [[51, 102, 153], [102, 153, 204]]  # of 255
 
 
 @pytest.mark.parametrize("size", [(64, 64), (480, 832), (1024, 1024), (2160, 3840), (1200, 300)])

@@ -1,6 +1,6 @@
 """Trains the VAE to imitate the linear codec.
 
-python -m cache_core.demo.training.vae --seconds 600 --out vae.safetensors
+python -m training.vae --seconds 600 --out vae.safetensors
 
 The seconds are for the decoder, then again for the encoder.
 """
@@ -18,8 +18,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .. import codec
-from ..sampling import LATENT_CHANNELS
+from cache_core.demo import codec
+from cache_core.demo.sampling import LATENT_CHANNELS
+
 from .clock import LossLog, until
 from .data import random_pictures
 

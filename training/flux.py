@@ -1,6 +1,6 @@
 """Trains the tiny Flux by flow matching.
 
-python -m cache_core.demo.training.flux --seconds 60 --out flux.safetensors
+python -m training.flux --seconds 60 --out flux.safetensors
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ..sampling import TRANSFORMER_CONFIG, encode_prompts, velocity
+from cache_core.demo.sampling import TRANSFORMER_CONFIG, encode_prompts, velocity
+
 from .clock import LossLog, shuffled, until
 from .data import Pool, load_pool, make_pool
 
@@ -115,7 +116,7 @@ def _rate_factor(step: int, progress: float) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=60)
-    parser.add_argument("--pool", type=Path, help="made by cache_core.demo.training.data; otherwise made now")
+    parser.add_argument("--pool", type=Path, help="made by training.data; otherwise made now")
     parser.add_argument("--pictures", type=int, default=5000, help="how many, when the pool is made now")
     parser.add_argument("--start", type=Path, help="weights to go on from, such as the shipped ones")
     parser.add_argument("--out", type=Path, required=True)

@@ -1,4 +1,4 @@
-"""The training pictures, as latents with prompts: python -m cache_core.demo.training.data --out pool.safetensors."""
+"""The training pictures, as latents with prompts: python -m training.data --out pool.safetensors."""
 
 import argparse
 import json
@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .. import codec, scene
+from cache_core.demo import codec, scene
 
 _RENDERED_AT_ONCE = 50
 

@@ -1,6 +1,6 @@
 """Fits the linear latent codec to new pictures.
 
-python -m cache_core.demo.training.latent_codec --out codec.safetensors
+python -m training.latent_codec --out codec.safetensors
 
 Principal components of 8 x 8 x 3 patches, half whitened: a component's spread becomes the square root of what it was.
 """
@@ -15,7 +15,8 @@ from einops import rearrange
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..sampling import LATENT_CHANNELS
+from cache_core.demo.sampling import LATENT_CHANNELS
+
 from .data import random_pictures
 
 

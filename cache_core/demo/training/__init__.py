@@ -1,1 +1,0 @@
-"""How the demo's weights were made; each module runs on its own, such as python -m cache_core.demo.training.flux."""

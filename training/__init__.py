@@ -1,0 +1,1 @@
+"""How the demo's weights were made; each module runs on its own, such as python -m training.flux."""
