@@ -6,17 +6,13 @@ Latents are those the transformer denoises. ComfyUI keeps them as latent / FLUX_
 from __future__ import annotations
 
 from functools import cache
-from typing import TYPE_CHECKING
 
 import torch
 from einops import rearrange
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from . import LATENT_CODEC, VAE_WEIGHTS
-
-if TYPE_CHECKING:
-    from diffusers import AutoencoderTiny
 
 FLUX_SCALE = 0.3611  # Flux's latent format, as ComfyUI applies it around the model
 FLUX_SHIFT = 0.1159
@@ -38,7 +34,7 @@ def decode(latents: Tensor) -> Tensor:
     return _to_unit_range(pictures)
 
 
-def load_vae(device: str | torch.device = "cpu") -> AutoencoderTiny:
+def load_vae(device: str | torch.device = "cpu") -> nn.Module:
     """The demo's VAE as diffusers' AutoencoderTiny, with the scaling_factor that its pipelines expect."""
     from diffusers import AutoencoderTiny
 
@@ -50,7 +46,7 @@ def load_vae(device: str | torch.device = "cpu") -> AutoencoderTiny:
 
 
 @torch.no_grad()
-def decode_with_vae(vae: AutoencoderTiny, latents: Tensor) -> Tensor:
+def decode_with_vae(vae: nn.Module, latents: Tensor) -> Tensor:
     """Pictures (batch, 3, 8 * h, 8 * w) in 0..1, as a user of the VAE sees them."""
     return _to_unit_range(vae.decode(latents / vae.config.scaling_factor).sample)
 

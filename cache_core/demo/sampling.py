@@ -5,17 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise
-from typing import TYPE_CHECKING
 
 import torch
 from einops import rearrange, repeat
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from . import FLUX_WEIGHTS, words
-
-if TYPE_CHECKING:
-    from diffusers import FluxTransformer2DModel
 
 Predict = Callable[[Tensor, float], Tensor]
 CallContext = Callable[[str], AbstractContextManager]
@@ -37,7 +33,7 @@ TRANSFORMER_CONFIG = {
 }
 
 
-def load_transformer(dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> FluxTransformer2DModel:
+def load_transformer(dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> nn.Module:
     """The demo's transformer with its trained weights, ready to predict."""
     from diffusers import FluxTransformer2DModel
 
@@ -85,7 +81,7 @@ class GuidedPrediction:
 
     def __init__(
         self,
-        transformer: FluxTransformer2DModel,
+        transformer: nn.Module,
         prompts: Sequence[str],
         scale: float = 3.0,
         joined: bool = True,
@@ -120,9 +116,7 @@ def encode_prompts(prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
     return torch.stack(tokens), torch.stack(pooled)
 
 
-def velocity(
-    transformer: FluxTransformer2DModel, latent: Tensor, sigmas: Tensor, tokens: Tensor, pooled: Tensor
-) -> Tensor:
+def velocity(transformer: nn.Module, latent: Tensor, sigmas: Tensor, tokens: Tensor, pooled: Tensor) -> Tensor:
     """One call of the transformer: noise - picture at latent (batch, 16, h, w), in the latent's own dtype."""
     kind = {"device": latent.device, "dtype": transformer.dtype}
     height, width = latent.shape[-2] // 2, latent.shape[-1] // 2

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import isfinite
 from statistics import quantiles
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from .record import CallRecord
-    from .report import Report
+from .record import CallRecord
 
 PERCENTS = (50, 75, 95)
 FEWEST = 4  # measures; quantiles of fewer say nothing
@@ -37,23 +35,26 @@ def quantiles_of(calls: Sequence[CallRecord]) -> dict[str, Any] | None:
     }
 
 
-def warnings_of(report: Report) -> list[str]:
-    """What the user should change, or know, in whole sentences. Of a run that is still going on nothing."""
-    calls = list(report.calls)
-    if report.state == "running" and len({call.evaluation for call in calls}) < report.steps:
-        return []
+def warnings_of(
+    calls: Sequence[CallRecord],
+    obstacles: Sequence[str],
+    notes: Sequence[str],
+    bytes_held: int,
+    speed_up: float | None,
+) -> list[str]:
+    """What the user should change, or know, in whole sentences. `obstacles` are why the settings can reuse nothing."""
     warnings = []
     reused = sum(call.action != "computed" for call in calls)
     if calls and not reused:
-        warnings.append(f"0 reused: {_why_nothing(report, calls)}.")
-    if reused > len(calls) / 5 and (speed_up := report.speed_up) is not None and speed_up < HARDLY:
+        warnings.append(f"0 reused: {_why_nothing(calls, obstacles, notes)}.")
+    if reused > len(calls) / 5 and speed_up is not None and speed_up < HARDLY:
         warnings.append(
             f"{reused} of {len(calls)} calls were not computed in full, but the run was hardly faster "
             f"({speed_up:.2f}x): the time goes elsewhere than into what this cache skips, or the machine was busy."
         )
-    if report.bytes_held >= MUCH:
+    if bytes_held >= MUCH:
         warnings.append(
-            f"The cache held {report.bytes_held / 2**30:.1f} GiB. Where memory is short, choose a level that holds "
+            f"The cache held {bytes_held / 2**30:.1f} GiB. Where memory is short, choose a level that holds "
             f"less, such as the model's output."
         )
     return warnings
@@ -74,11 +75,9 @@ def in_words(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _why_nothing(report: Report, calls: Sequence[CallRecord]) -> str:
-    if all(strategy.is_off for strategy in report.strategies):
-        return "these settings never reuse"
-    if report.obstacles:
-        return "; ".join(report.obstacles)
+def _why_nothing(calls: Sequence[CallRecord], obstacles: Sequence[str], notes: Sequence[str]) -> str:
+    if obstacles:
+        return "; ".join(obstacles)
     measured = _measured(calls)
     lowest = min((call.measure for call in measured), default=0.0)
     if measured and lowest >= measured[-1].threshold:
@@ -88,7 +87,7 @@ def _why_nothing(report: Report, calls: Sequence[CallRecord]) -> str:
             return why
         half = suggested["quantiles"][0]
         return f"{why}. {half['value']:.2g} would reuse about {half['reuses']} of {suggested['evaluations']} steps"
-    return calls[-1].reason or "; ".join(report.notes) or "nothing is cached in this model"
+    return calls[-1].reason or "; ".join(notes) or "nothing is cached in this model"
 
 
 def _measured(calls: Sequence[CallRecord]) -> list[CallRecord]:

@@ -14,6 +14,7 @@ from .advice import quantiles_of, warnings_of
 from .record import CallRecord
 
 logger = logging.getLogger(__name__)
+NEVER = "these settings never reuse"
 ACTIONS = ("computed", "reused", "forecast")
 WORK: dict[Level, str] = {  # what is counted where a strategy steps in
     "output": "blocks",
@@ -126,10 +127,17 @@ class Report:
             "blocks": self.blocks,
             "totals": self._totals(calls),
             "measures": quantiles_of(calls),
-            "warnings": warnings_of(self),
+            "warnings": self._warnings(calls),
             "notes": list(self.notes),
             "calls": [call.as_dict() for call in calls[first:]],
         }
+
+    def _warnings(self, calls: list[CallRecord]) -> list[str]:
+        """Of a run that is still going on none."""
+        if self.state == "running" and len({call.evaluation for call in calls}) < self.steps:
+            return []
+        obstacles = [NEVER] if all(strategy.is_off for strategy in self.strategies) else self.obstacles
+        return warnings_of(calls, obstacles, self.notes, self.bytes_held, self.speed_up)
 
     def _totals(self, calls: list[CallRecord]) -> dict[str, Any]:
         counts = {action: 0 for action in ACTIONS}
@@ -143,9 +151,7 @@ class Report:
             **counts,
             "branches": dict(sorted(branches.items())),
             "computed_share": self.computed_share,
-            "work": self.work,
             "speed_up": self.speed_up,
-            "model_seconds": sum(call.seconds or 0.0 for call in calls),
             "seconds": self.seconds,
             "bytes_held": self.bytes_held,
         }
@@ -160,7 +166,7 @@ class Report:
             text += f", {self.speed_up:.2f}x" if self.speed_up else ""
             text += f", {_amount(self.bytes_held)} held"
         elif all(strategy.is_off for strategy in self.strategies):
-            text += "; these settings never reuse"
+            text += f"; {NEVER}"
         elif self.calls:
             why = "; ".join(self.obstacles) or self.calls[-1].reason or "; ".join(self.notes)
             text += f"; nothing reused: {why}"

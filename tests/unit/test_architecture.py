@@ -1,6 +1,7 @@
-"""Arrows point one way: nodes -> cache_core.adapters.comfyui -> cache_core. Read off the imports, without importing."""
+"""Arrows point one way, from nodes down to what a strategy is, and files stay short. Read off the source."""
 
 import ast
+import importlib.util
 import sys
 from functools import cache
 from graphlib import CycleError, TopologicalSorter
@@ -136,7 +137,7 @@ def circle_in(files):
     return []
 
 
-@pytest.mark.parametrize("files", [NODES], ids=["nodes"])
+@pytest.mark.parametrize("files", [NODES, CORE], ids=["nodes", "cache_core"])
 def test_no_files_import_each_other_in_a_circle(files):
     assert not [named(path) for path in circle_in(files)]
 
@@ -159,10 +160,70 @@ def test_the_walk_finds_such_a_circle(tmp_path, monkeypatch, lines, circle):
     assert {path.stem for path in circle_in(files)} == {*circle}
 
 
-@pytest.mark.parametrize("path", [*COMFYUI, *NODES], ids=named)
+@pytest.mark.parametrize("path", [*CORE, *NODES], ids=named)
 def test_no_file_imports_for_annotations_only(path):
     words = {getattr(node, "id", None) or getattr(node, "attr", None) for node in ast.walk(tree_of(path))}
     assert "TYPE_CHECKING" not in words and "typing.TYPE_CHECKING" not in imported(path)
+
+
+# What each folder of the core knows, besides itself.
+KNOWS = {
+    "strategy": set(),
+    "strategies": {"strategy"},
+    "model": {"strategy"},
+    "report": {"strategy"},
+    "run": {"strategy", "model", "report"},
+    "compare": {"strategy"},
+}
+
+
+@pytest.mark.parametrize("path", [path for path in INNER if path.parent.name in KNOWS], ids=named)
+def test_folders_know_only_what_is_below_them(path):
+    core = {name.split(".")[1] for name in imported(path) if name.startswith("cache_core.")}
+    assert core <= KNOWS[path.parent.name] | {path.parent.name}
+
+
+# The files of run/ from bottom to top: what a run is, then what drives it. Those in one row don't know each other.
+STOREYS = [
+    {"ranks", "reading", "noise", "memory", "models"},
+    {"evaluation"},
+    {"state"},
+    {"visit"},
+    {"stack", "sites"},
+    {"learning"},
+    {"call"},
+    {"run"},
+]
+
+
+@pytest.mark.parametrize("storey", range(len(STOREYS)), ids=lambda storey: "+".join(sorted(STOREYS[storey])))
+def test_what_a_run_is_knows_nothing_of_what_drives_it(storey):
+    below = set().union(*STOREYS[:storey])
+    for name in STOREYS[storey]:
+        path = ROOT / "cache_core" / "run" / f"{name}.py"
+        assert {item.split(".")[2] for item in imported(path) if is_inside(item, "cache_core.run")} <= below, name
+
+
+def test_every_file_of_a_run_has_its_storey():
+    files = {path.stem for path in (ROOT / "cache_core" / "run").glob("*.py")} - {"__init__"}
+    assert files == set().union(*STOREYS)
+
+
+@pytest.mark.parametrize("path", [path for path in CORE if not path.is_relative_to(DEMO)], ids=named)
+def test_files_and_functions_of_the_core_are_short(path):
+    strict = path.is_relative_to(ADAPTERS / "diffusers" / "strict")  # as long as what it reproduces
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= (250 if strict else 215)
+    functions = [node for node in ast.walk(tree_of(path)) if isinstance(node, ast.FunctionDef)]
+    assert not [node.name for node in functions if node.end_lineno - node.lineno >= 40]
+
+
+def test_a_reused_call_is_followed_through_few_files():
+    walk = importlib.util.spec_from_file_location("walk", ROOT / "benchmarks" / "walk.py")
+    module = importlib.util.module_from_spec(walk)
+    walk.loader.exec_module(module)
+    calls = module.walk(module.reused_call())
+    assert ("strategies/first_block.py", "around") in calls
+    assert module.changes(calls) <= 70
 
 
 def test_the_rules_above_look_at_the_files_they_mean():

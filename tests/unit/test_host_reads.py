@@ -93,7 +93,9 @@ def test_a_sigma_that_is_known_is_not_read(toy):
     sampling = GuidedSampling(toy, (FasterCache(),))
     begin = sampling.run.begin_evaluation
     for index, sigma in enumerate(sampling.sigmas[:-1]):
-        sampling.run.begin_evaluation = partial(begin, SigmaReading(torch.tensor(sigma), sampling.run.state.terms.schedule, sigma))
+        sampling.run.begin_evaluation = partial(
+            begin, SigmaReading(torch.tensor(sigma), sampling.run.state.terms.schedule, sigma)
+        )
         latents = dict.fromkeys(sampling.branches, first_latent(tokens=PICTURE[0] * PICTURE[1]))
         with CountingReads() as counting:
             sampling.predict(latents, index)

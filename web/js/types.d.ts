@@ -21,7 +21,6 @@ export interface Totals extends Record<Action, number> {
   branches: Record<string, Record<Action, number>>;
   computed_share: number;
   speed_up: number | null;
-  model_seconds: number;
   seconds: number;
   bytes_held: number;
 }
