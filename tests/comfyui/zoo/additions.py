@@ -46,7 +46,12 @@ def patched(name: str) -> Addition:
     return add
 
 
-def of_blocks(architecture: Architecture) -> dict[str, Addition]:
+def all_of(architecture: Architecture) -> dict[str, Addition]:
+    """All that may flow beside its blocks."""
+    return architecture.additions | _of_blocks(architecture)
+
+
+def _of_blocks(architecture: Architecture) -> dict[str, Addition]:
     """What every model takes whose blocks are known: a LoRA, and another pack's patch on a block's own forward."""
     if not architecture.chains:
         return {}
