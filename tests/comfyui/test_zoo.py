@@ -129,7 +129,7 @@ def test_no_trace_stays_on_a_module(specimen, strategy):
 @for_each(cases.EVERY)
 @each_strategy
 def test_no_tensor_of_the_cache_outlives_the_run(specimen, strategy):
-    assert specimen.refined(strategy).held_on() == []
+    assert specimen.refined(strategy).still_held() == []
 
 
 @for_each(cases.EVERY)

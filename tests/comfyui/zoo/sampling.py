@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import Reports
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from cache_core.run.run import CacheRun
@@ -30,7 +31,7 @@ class Sampled:
 
     latent: Any
     report: Any  # None without a strategy
-    blocks: Counter  # runs of each block, by name, counted in the blocks' own classes
+    blocks: Counter  # runs of each block, by name
     flops: int
     start: Any  # the latent that sampling began with
     held: list[weakref.ref]  # tensors that the cache held when it ended
@@ -45,7 +46,7 @@ class Sampled:
         """Whether all that came out are numbers."""
         return all(torch.isfinite(part).all() for part in parts(self.latent))
 
-    def held_on(self) -> list[torch.Tensor]:
+    def still_held(self) -> list[torch.Tensor]:
         """The tensors of the cache that are still in memory."""
         gc.collect()
         return [tensor for reference in self.held if (tensor := reference()) is not None]
@@ -77,8 +78,7 @@ class Specimen:
         self.architecture = architecture
         self.model = architecture.build(dtype)
         self.network = self.model.model.diffusion_model
-        self.blocks: Counter = Counter()
-        self._count_blocks(monkeypatch)
+        self.blocks = count_runs(self.network, architecture.chains, monkeypatch)
         self.sampled = cache(self._sampled)
         self.sampled(None)  # ComfyUI leaves marks of its own when it loads a model
         self.before = self.traces()
@@ -102,26 +102,10 @@ class Specimen:
 
         sample, start = self.architecture.sample, self.architecture.empty_latent
         plain, added = self.sampled(None).latent, sample(add(self.model), start())
+        cached = sample(with_cache(add(self.model), strategy), start())
         if is_older() and equal(plain, added):
             pytest.skip("this ComfyUI does not ask for such patches")
-        cached = sample(with_cache(add(self.model), strategy), start())
         return SimpleNamespace(plain=plain, added=added, cached=cached)
-
-    def _count_blocks(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        from cache_core.adapters.comfyui.exceptions import METHODS
-
-        lists = {name: self.network.get_submodule(name) for name in self.architecture.chains}
-        names = {id(block): f"{name}.{key}" for name, blocks in lists.items() for key, block in blocks.named_children()}
-        for block_class in {type(block) for blocks in lists.values() for block in blocks.children()}:
-            method = METHODS.get(block_class.__name__, "forward")
-            own = getattr(block_class, method)
-
-            def run(block, *args, _own=own, **kwargs):
-                if id(block) in names:
-                    self.blocks[names[id(block)]] += 1
-                return _own(block, *args, **kwargs)
-
-            monkeypatch.setattr(block_class, method, run)
 
     def _sampled(
         self, strategy: Strategy | None, cfg: float = 3.0, denoise: float = 1.0, steps: int = STEPS
@@ -148,6 +132,26 @@ class Specimen:
                 pytest.skip(f"this ComfyUI can't sample it so without a cache ({error})")
         report = reports.all[0] if reports.all else None
         return Sampled(latent, report, Counter(self.blocks), counting.get_total_flops(), start, held)
+
+
+def count_runs(network: nn.Module, chains: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> Counter:
+    """Counts from now on how often each block in these lists runs, by name and in the blocks' own classes."""
+    from cache_core.adapters.comfyui.exceptions import METHODS
+
+    counts: Counter = Counter()
+    lists = {name: network.get_submodule(name) for name in chains}
+    names = {id(block): f"{name}.{key}" for name, blocks in lists.items() for key, block in blocks.named_children()}
+    for block_class in {type(block) for blocks in lists.values() for block in blocks.children()}:
+        method = METHODS.get(block_class.__name__, "forward")
+        own = getattr(block_class, method)
+
+        def run(block, *args, _own=own, **kwargs):
+            if id(block) in names:
+                counts[names[id(block)]] += 1
+            return _own(block, *args, **kwargs)
+
+        monkeypatch.setattr(block_class, method, run)
+    return counts
 
 
 def lists_in(report: Any) -> tuple[str, ...]:
