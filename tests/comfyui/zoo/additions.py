@@ -46,7 +46,12 @@ def patched(name: str) -> Addition:
     return add
 
 
-def of_blocks(architecture: Architecture) -> dict[str, Addition]:
+def all_of(architecture: Architecture) -> dict[str, Addition]:
+    """All that may flow beside its blocks."""
+    return architecture.additions | _of_blocks(architecture)
+
+
+def _of_blocks(architecture: Architecture) -> dict[str, Addition]:
     """What every model takes whose blocks are known: a LoRA, and another pack's patch on a block's own forward."""
     if not architecture.chains:
         return {}
@@ -79,11 +84,11 @@ def _patched_forward(chain: str) -> Addition:
     """`add_object_patch` on the way the model runs the last block of a list: it adds to what comes out."""
 
     def add(patcher: Any) -> Any:
-        from cache_core.adapters.comfyui.exceptions import METHODS
+        from cache_core.adapters.comfyui.exceptions import METHOD_OF_BLOCK
 
         blocks = patcher.model.diffusion_model.get_submodule(chain)
         name, block = list(blocks.named_children())[-1]
-        method = METHODS.get(type(block).__name__, "forward")
+        method = METHOD_OF_BLOCK.get(type(block).__name__, "forward")
         own = getattr(block, method)
 
         def run(*args: Any, **kwargs: Any) -> Any:

@@ -31,7 +31,7 @@ class Draw:
         return torch.randint(below, shape, generator=self._generator)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Architecture:
     """One architecture: its configuration, what it is given, and what discovery must find in it."""
 
@@ -87,6 +87,16 @@ class Architecture:
         import comfy.supported_models
 
         return hasattr(comfy.supported_models, self.config)
+
+    def reuses(self, strategy: str, cfg: float) -> bool:
+        """Whether a strategy, by the name of its class, finds something to reuse in it at this strength of guidance."""
+        has_two_axes = len(self.latent) in (4, 5) and not isinstance(self.latent[0], tuple)  # a picture's frequencies
+        return {
+            "FirstBlockCache": bool(self.chains),
+            "TaylorSeerCache": True,  # the model's output, whatever is in the model
+            "PyramidAttentionBroadcast": bool(self.attention),
+            "FasterCache": "spatial" in self.attention or (has_two_axes and cfg > 1),  # else the negative prompt's
+        }[strategy]
 
     def empty_latent(self) -> Any:
         """Zeros of the latent's shape, or of each of its shapes."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from types import SimpleNamespace
 
 import torch
@@ -9,6 +10,7 @@ from torch import nn
 
 from .additions import controlled, patched
 from .architecture import TEXT, Architecture, Draw
+from .prompts import normal, nothing, reference, text
 from .replacing import replaced_blocks
 
 FLUX = dict(
@@ -56,42 +58,10 @@ REFINER = "txt_in.individual_token_refiner.blocks"
 MODULATION = "distilled_guidance_layer.layers"
 
 
-def _pooled(draw: Draw) -> list:
-    return [[draw(1, TEXT, 48), {"pooled_output": draw(1, 32)}]]
-
-
-def _edited_picture(draw: Draw) -> list:
-    return [[draw(1, TEXT, 48), {"pooled_output": draw(1, 32), "reference_latents": [draw(1, 16, 16, 16)]}]]
-
-
-def _text(draw: Draw) -> list:
-    return [[draw(1, TEXT, 48), {"pooled_output": None}]]
-
-
-def _long_text(draw: Draw) -> list:
-    return [[draw(1, 64, 48), {"pooled_output": None}]]
-
-
-def _longcat_text(draw: Draw) -> list:
-    return [[draw(1, TEXT, 3584), {}]]
-
-
-def _hunyuan_video(draw: Draw) -> list:
-    return [[draw(1, TEXT, 48), {"pooled_output": draw(1, 768)}]]
-
-
-def _hunyuan_first_frame(draw: Draw) -> list:
-    return [[draw(1, TEXT, 48), {"pooled_output": draw(1, 768), "concat_latent_image": draw(1, 16, 3, 16, 16)}]]
-
-
 def _hunyuan_video_15(draw: Draw) -> list:
     seen = SimpleNamespace(last_hidden_state=draw(1, 5, 1152))
     extra = {"pooled_output": None, "conditioning_byt5small": draw(1, 4, 1472), "clip_vision_output": seen}
     return [[draw(1, TEXT, 48), extra]]
-
-
-def _hunyuan_image(draw: Draw) -> list:
-    return [[draw(1, TEXT, 48), {"conditioning_byt5small": draw(1, 4, 1472)}]]
 
 
 def _as_trained(model: nn.Module) -> None:
@@ -103,17 +73,24 @@ def _as_trained(model: nn.Module) -> None:
             weight.data.unflatten(1, (2, -1))[:, :, :64] = 0  # cosines and sines, the fastest first
 
 
+_joined = partial(Architecture, chains=CHAINS, attention=("spatial",))
+_flux = partial(_joined, covers="flux/model.py", latent=(1, 16, 16, 16), is_detected=True)
+_radiance = partial(
+    _joined,
+    covers="chroma_radiance/model.py",
+    config="ChromaRadiance",
+    latent=(1, 3, 128, 128),
+    prompt=text(48, pooled_output=nothing),
+    live=(MODULATION, "nerf_blocks"),
+)
+_hunyuan_video = partial(_joined, covers="hunyuan_video/model.py", live=(REFINER,), is_detected=True)
+
 ARCHITECTURES = [
-    Architecture(
+    _flux(
         name="Flux",
-        covers="flux/model.py",
         config="Flux",
         unet=FLUX,
-        latent=(1, 16, 16, 16),
-        prompt=_pooled,
-        chains=CHAINS,
-        attention=("spatial",),
-        is_detected=True,
+        prompt=text(48, pooled_output=normal(1, 32)),
         additions={
             "ControlNet": controlled(input=(2, 1, 64, 128), output=(4, 1, 64, 128)),
             "post_input": patched("post_input"),
@@ -121,40 +98,26 @@ ARCHITECTURES = [
             "replaced single blocks": replaced_blocks(4, key="single_block"),
         },
     ),
-    Architecture(
+    _flux(
         name="Flux Kontext",
-        covers="flux/model.py",
         config="Flux",
         unet=FLUX,
-        latent=(1, 16, 16, 16),
-        prompt=_edited_picture,
-        chains=CHAINS,
-        attention=("spatial",),
-        is_detected=True,
+        prompt=text(48, pooled_output=normal(1, 32), reference_latents=reference(1, 16, 16, 16)),
     ),
-    Architecture(
+    _flux(
         name="LongCat-Image",
-        covers="flux/model.py",
         config="LongCatImage",
         unet=LONGCAT,
-        latent=(1, 16, 16, 16),
-        prompt=_longcat_text,
-        chains=CHAINS,
-        attention=("spatial",),
-        is_detected=True,
+        prompt=text(3584),
         prepare=_as_trained,
         additions={"post_input": patched("post_input")},
     ),
-    Architecture(
+    _flux(
         name="Flux2",
-        covers="flux/model.py",
         config="Flux2",
         unet=FLUX2,
         latent=(1, 128, 24, 24),  # 576 tokens: more than the 512 to which ComfyUI pads every text
-        prompt=_long_text,
-        chains=CHAINS,
-        attention=("spatial",),
-        is_detected=True,
+        prompt=text(48, tokens=64, pooled_output=nothing),
         prepare=_as_trained,
         additions={
             "ControlNet": controlled(input=(2, 1, 576, 128), output=(4, 1, 576, 128)),
@@ -162,107 +125,70 @@ ARCHITECTURES = [
         },
         is_slow=True,  # so many tokens
     ),
-    Architecture(
+    _joined(
         name="Chroma",
         covers="chroma/model.py",
         config="Chroma",
         unet=CHROMA,
         latent=(1, 16, 16, 16),
-        prompt=_text,
-        chains=CHAINS,
-        attention=("spatial",),
+        prompt=text(48, pooled_output=nothing),
         live=(MODULATION,),
         additions={
             "ControlNet": controlled(input=(2, 1, 64, 128), output=(4, 1, 64, 128)),
             "replaced double blocks": replaced_blocks(2),
         },
     ),
-    Architecture(
+    _radiance(
         name="Chroma Radiance",
-        covers="chroma_radiance/model.py",
-        config="ChromaRadiance",
         unet=RADIANCE,
-        latent=(1, 3, 128, 128),
-        prompt=_text,
-        chains=CHAINS,
-        attention=("spatial",),
-        live=(MODULATION, "nerf_blocks"),
         note="The head that draws the pixels always runs.",
     ),
-    Architecture(
+    _radiance(
         name="Chroma Radiance, untiled",
-        covers="chroma_radiance/model.py",
-        config="ChromaRadiance",
         unet=RADIANCE | dict(nerf_tile_size=0),  # as a picture of fewer patches than a tile has
-        latent=(1, 3, 128, 128),
-        prompt=_text,
-        chains=CHAINS,
-        attention=("spatial",),
-        live=(MODULATION, "nerf_blocks"),
     ),
-    Architecture(
+    _hunyuan_video(
         name="HunyuanVideo",
-        covers="hunyuan_video/model.py",
         config="HunyuanVideo",
         unet=HUNYUAN_VIDEO,
         latent=(1, 16, 3, 16, 16),
-        prompt=_hunyuan_video,
-        chains=CHAINS,
-        attention=("spatial",),
-        live=(REFINER,),
-        is_detected=True,
+        prompt=text(48, pooled_output=normal(1, 768)),
         additions={
             "ControlNet": controlled(input=(2, 1, 192, 128), output=(6, 1, 192, 128)),
             "replaced double blocks": replaced_blocks(2),
         },
     ),
-    Architecture(
+    _hunyuan_video(
         name="HunyuanVideo I2V",
-        covers="hunyuan_video/model.py",
         config="HunyuanVideoI2V",
         unet=HUNYUAN_VIDEO | dict(in_channels=33),
         latent=(1, 16, 3, 16, 16),
-        prompt=_hunyuan_first_frame,
-        chains=CHAINS,
-        attention=("spatial",),
-        live=(REFINER,),
-        is_detected=True,
+        prompt=text(48, pooled_output=normal(1, 768), concat_latent_image=normal(1, 16, 3, 16, 16)),
     ),
-    Architecture(
+    _hunyuan_video(
         name="HunyuanVideo 1.5",
-        covers="hunyuan_video/model.py",
         config="HunyuanVideo15",
         unet=HUNYUAN_VIDEO_15,
         latent=(1, 32, 3, 8, 8),
         prompt=_hunyuan_video_15,
         chains=("double_blocks",),
-        attention=("spatial",),
-        live=(REFINER,),
-        is_detected=True,
         prepare=_as_trained,
     ),
-    Architecture(
+    _hunyuan_video(
         name="HunyuanImage 2.1",
-        covers="hunyuan_video/model.py",
         config="HunyuanImage21",
         unet=HUNYUAN_IMAGE,
         latent=(1, 64, 12, 12),
-        prompt=_hunyuan_image,
-        chains=CHAINS,
-        attention=("spatial",),
-        live=(REFINER,),
-        is_detected=True,
+        prompt=text(48, conditioning_byt5small=normal(1, 4, 1472)),
         prepare=_as_trained,
     ),
-    Architecture(
+    _joined(
         name="Hunyuan3D 2",
         covers="hunyuan3d/model.py",
         config="Hunyuan3Dv2",
         unet=HUNYUAN_3D,
         latent=(1, 64, 96),
-        prompt=_text,
-        chains=CHAINS,
-        attention=("spatial",),
+        prompt=text(48, pooled_output=nothing),
         is_detected=True,
         prepare=_as_trained,
         additions={"replaced double blocks": replaced_blocks(2)},

@@ -2,40 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
 
-import torch
 from torch import nn
 
 from .additions import controlled, patched
 from .architecture import TEXT, Architecture, Draw
+from .prompts import mask, normal, reference, text
 from .replacing import replaced_blocks
 from .weights import steady
-
-
-def _text(width: int) -> Callable[[Draw], list]:
-    return lambda draw: [[draw(1, TEXT, width), {}]]
-
-
-def _pooled_text(width: int, pooled: int) -> Callable[[Draw], list]:
-    return lambda draw: [[draw(1, TEXT, width), {"pooled_output": draw(1, pooled)}]]
-
-
-def _edit(draw: Draw) -> list:
-    return [[draw(1, TEXT, 64), {"reference_latents": [draw(1, 16, 1, 8, 8)]}]]
-
-
-def _hidream(draw: Draw) -> list:
-    return [[draw(1, TEXT, 48), {"pooled_output": draw(1, 32), "conditioning_llama3": draw(1, 6, TEXT, 48)}]]
-
-
-def _masked_text(width: int) -> Callable[[Draw], list]:
-    return lambda draw: [[draw(1, TEXT, width), {"attention_mask": torch.ones(1, TEXT, dtype=torch.int64)}]]
-
-
-def _pid(draw: Draw) -> list:
-    return [[draw(1, TEXT, 48), {"lq_latent": draw(1, 16, 2, 2), "degrade_sigma": draw(1).abs()}]]
-
 
 QWEN_IMAGE = dict(
     image_model="qwen_image", in_channels=64, num_layers=4, attention_head_dim=128, num_attention_heads=1,
@@ -87,67 +62,67 @@ def _prepare_pixeldit(model: nn.Module) -> None:
     model.t_embedder.mlp[0].weight.data *= 0.05
 
 
+QWEN_ADDITIONS = {
+    "ControlNet": controlled(input=(2, 1, 64, 128)),
+    "double_block": patched("double_block"),
+    "replaced blocks": replaced_blocks(4),
+}
+_like_qwen = partial(
+    Architecture,
+    prepare=steady("time_text_embed.timestep_embedder.linear_1", "_mod."),
+    chains=("transformer_blocks",),
+    attention=("spatial",),
+)
+_qwen_image = partial(
+    _like_qwen, covers="qwen_image/model.py", config="QwenImage", unet=QWEN_IMAGE, latent=(1, 16, 1, 16, 16)
+)
+_sd3 = partial(
+    Architecture,
+    covers="modules/diffusionmodules/mmdit.py",
+    config="SD3",
+    latent=(1, 16, 16, 16),
+    prompt=text(48, pooled_output=normal(1, 32)),
+    prepare=_prepare_sd3,
+    chains=("joint_blocks",),
+    attention=("spatial",),
+    is_detected=True,
+)
+_pixeldit = partial(
+    Architecture,
+    latent=(1, 3, 32, 32),
+    prepare=_prepare_pixeldit,
+    chains=("patch_blocks",),
+    attention=("spatial",),
+)
+
 ARCHITECTURES = [
-    Architecture(
+    _qwen_image(
         name="Qwen-Image",
-        covers="qwen_image/model.py",
-        config="QwenImage",
-        unet=QWEN_IMAGE,
-        latent=(1, 16, 1, 16, 16),
-        prompt=_text(64),
-        prepare=steady("time_text_embed.timestep_embedder.linear_1", "_mod."),
-        chains=("transformer_blocks",),
-        attention=("spatial",),
-        additions={
-            "ControlNet": controlled(input=(2, 1, 64, 128)),
-            "double_block": patched("double_block"),
-            "replaced blocks": replaced_blocks(4),
-        },
+        prompt=text(64),
+        additions=QWEN_ADDITIONS,
     ),
-    Architecture(
+    _qwen_image(
         name="Qwen-Image-Edit",
-        covers="qwen_image/model.py",
-        config="QwenImage",
-        unet=QWEN_IMAGE,
-        latent=(1, 16, 1, 16, 16),
-        prompt=_edit,
-        prepare=steady("time_text_embed.timestep_embedder.linear_1", "_mod."),
-        chains=("transformer_blocks",),
-        attention=("spatial",),
+        prompt=text(64, reference_latents=reference(1, 16, 1, 8, 8)),
     ),
-    Architecture(
+    _like_qwen(
         name="Mage-Flow",
         covers="mage_flow/model.py",
         config="MageFlow",
         unet=MAGE_FLOW,
         latent=(1, 128, 8, 8),
-        prompt=_text(64),
-        prepare=steady("time_text_embed.timestep_embedder.linear_1", "_mod."),
-        chains=("transformer_blocks",),
-        attention=("spatial",),
-        additions={
-            "ControlNet": controlled(input=(2, 1, 64, 128)),
-            "post_input": patched("post_input"),
-            "double_block": patched("double_block"),
-            "replaced blocks": replaced_blocks(4),
-        },
+        prompt=text(64),
+        additions=QWEN_ADDITIONS | {"post_input": patched("post_input")},
     ),
-    Architecture(
+    _like_qwen(
         name="Lens",
         covers="lens/model.py",
         config="Lens",
         unet=LENS,
         latent=(1, 128, 8, 8),
-        prompt=_text(96),
-        prepare=steady("time_text_embed.timestep_embedder.linear_1", "_mod."),
-        chains=("transformer_blocks",),
-        attention=("spatial",),
+        prompt=text(96),
         is_detected=True,
-        additions={
-            "ControlNet": controlled(input=(2, 1, 64, 128)),
-            "double_block": patched("double_block"),
-            "replaced blocks": replaced_blocks(4),
-        },
+        additions=QWEN_ADDITIONS,
     ),
     Architecture(
         name="JoyImage",
@@ -155,7 +130,7 @@ ARCHITECTURES = [
         config="JoyImage",
         unet=JOYIMAGE,
         latent=(1, 16, 1, 16, 16),
-        prompt=_text(4096),
+        prompt=text(4096),
         prepare=steady("condition_embedder.time_embedder.linear_1"),
         chains=("double_blocks",),
         attention=("spatial",),
@@ -168,39 +143,23 @@ ARCHITECTURES = [
         config="HiDream",
         unet=HIDREAM,
         latent=(1, 16, 16, 16),
-        prompt=_hidream,
+        prompt=text(48, pooled_output=normal(1, 32), conditioning_llama3=normal(1, 6, TEXT, 48)),
         prepare=steady("t_embedder.timestep_embedder.linear_1"),
         chains=("double_stream_blocks", "single_stream_blocks"),
         attention=("spatial",),
         live=("caption_projection",),
     ),
-    Architecture(
+    _sd3(
         name="Stable Diffusion 3",
-        covers="modules/diffusionmodules/mmdit.py",
-        config="SD3",
         unet=SD3,
-        latent=(1, 16, 16, 16),
-        prompt=_pooled_text(48, 32),
-        chains=("joint_blocks",),
-        attention=("spatial",),
-        is_detected=True,
-        prepare=_prepare_sd3,
         additions={
             "ControlNet": controlled(output=(2, 1, 64, 256)),
             "replaced blocks": replaced_blocks(4),
         },
     ),
-    Architecture(
+    _sd3(
         name="Stable Diffusion 3.5 Medium",
-        covers="modules/diffusionmodules/mmdit.py",
-        config="SD3",
         unet={**SD3, "qk_norm": "rms", "x_block_self_attn_layers": [0, 1]},
-        latent=(1, 16, 16, 16),
-        prompt=_pooled_text(48, 32),
-        chains=("joint_blocks",),
-        attention=("spatial",),
-        is_detected=True,
-        prepare=_prepare_sd3,
         additions={"ControlNet": controlled(output=(2, 1, 64, 256))},
     ),
     Architecture(
@@ -209,7 +168,7 @@ ARCHITECTURES = [
         config="AuraFlow",
         unet=AURAFLOW,
         latent=(1, 4, 16, 16),
-        prompt=_text(48),
+        prompt=text(48),
         prepare=steady("t_embedder.mlp.0", "modC", "modX"),
         chains=("double_layers", "single_layers"),
         attention=("spatial",),
@@ -224,34 +183,26 @@ ARCHITECTURES = [
         config="Boogu",
         unet=BOOGU,
         latent=(1, 16, 16, 16),
-        prompt=_masked_text(48),
+        prompt=text(48, attention_mask=mask()),
         prepare=steady("time_caption_embed.timestep_embedder.linear_1"),
         chains=("double_stream_layers", "single_stream_layers"),
         attention=("spatial",),
         live=("noise_refiner", "ref_image_refiner", "context_refiner"),
     ),
-    Architecture(
+    _pixeldit(
         name="PixelDiT",
         covers="pixeldit/model.py",
         config="PixelDiTT2I",
         unet=PIXELDIT,
-        latent=(1, 3, 32, 32),
-        prompt=_text(48),
-        prepare=_prepare_pixeldit,
-        chains=("patch_blocks",),
-        attention=("spatial",),
+        prompt=text(48),
         live=("pixel_blocks",),
     ),
-    Architecture(
+    _pixeldit(
         name="PiD",
         covers="pixeldit/pid.py",
         config="PiD",
         unet=PID,
-        latent=(1, 3, 32, 32),
-        prompt=_pid,
-        prepare=_prepare_pixeldit,
-        chains=("patch_blocks",),
-        attention=("spatial",),
+        prompt=text(48, lq_latent=normal(1, 16, 2, 2), degrade_sigma=lambda draw: draw(1).abs()),
         live=("pixel_blocks", "lq_proj.output_heads", "lq_proj.gate_modules"),
     ),
 ]

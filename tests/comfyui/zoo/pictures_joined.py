@@ -2,34 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
 from unittest import mock
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from .additions import controlled, patched
 from .architecture import TEXT, Architecture, Draw
+from .prompts import mask, normal, reference, text
 from .replacing import replaced_blocks
 from .weights import steady
 
 TIME = 150  # HiDream-O1's token that carries the timestep, here in a smaller vocabulary
-
-
-def _text(width: int, **extra: Callable[[Draw], Any]) -> Callable[[Draw], list]:
-    return lambda draw: [[draw(1, TEXT, width), {name: make(draw) for name, make in extra.items()}]]
-
-
-def _mask(tokens: int) -> Callable[[Draw], Tensor]:
-    return lambda _: torch.ones(1, tokens, dtype=torch.int64)
-
-
-def _hunyuandit(draw: Draw) -> list:
-    masks = {"attention_mask": _mask(TEXT)(draw), "attention_mask_mt5xl": _mask(2 * TEXT)(draw)}
-    return [[draw(1, TEXT, 64), {"conditioning_mt5xl": draw(1, 2 * TEXT, 64), **masks}]]
 
 
 def _hidream_o1(draw: Draw) -> list:
@@ -114,43 +101,43 @@ COSMOS = dict(  # 10 blocks: what ComfyUI 0.8.0 takes for granted at such a widt
     rope_h_extrapolation_ratio=4.0, rope_w_extrapolation_ratio=4.0, rope_enable_fps_modulation=False,
 )  # fmt: skip
 
+REFINERS = ("noise_refiner", "context_refiner")
+_lumina = partial(
+    Architecture,
+    covers="lumina/model.py",
+    latent=(1, 16, 16, 16),
+    chains=("layers",),
+    attention=("spatial",),
+    live=REFINERS,
+)
+_cosmos = partial(
+    Architecture, latent=(1, 16, 1, 16, 16), chains=("blocks",), attention=("spatial", "cross"), is_detected=True
+)
+
 ARCHITECTURES = [
-    Architecture(
+    _lumina(
         name="Lumina 2",
-        covers="lumina/model.py",
         config="Lumina2",
         unet=LUMINA2,
-        latent=(1, 16, 16, 16),
-        prompt=_text(48, attention_mask=_mask(TEXT)),
-        chains=("layers",),
-        attention=("spatial",),
-        live=("noise_refiner", "context_refiner"),
+        prompt=text(48, attention_mask=mask()),
         additions={"double_block": patched("double_block")},
     ),
-    Architecture(
+    _lumina(
         name="Z-Image",
-        covers="lumina/model.py",
         config="ZImage",
         unet=Z_IMAGE,
-        latent=(1, 16, 16, 16),
-        prompt=_text(48),
+        prompt=text(48),
         prepare=steady("t_embedder.mlp.0", heard=0.2),
-        chains=("layers",),
-        attention=("spatial",),
-        live=("noise_refiner", "context_refiner"),
         additions={"double_block": patched("double_block"), "noise_refiner": patched("noise_refiner")},
     ),
-    Architecture(
+    _lumina(
         name="Z-Image in pixel space",
-        covers="lumina/model.py",
         config="ZImagePixelSpace",
         unet=Z_IMAGE_PIXEL,
         latent=(1, 3, 32, 32),
-        prompt=_text(48),
+        prompt=text(48),
         prepare=_prepare_z_image_pixel,
-        chains=("layers",),
-        attention=("spatial",),
-        live=("noise_refiner", "context_refiner", "dec_net.res_blocks"),
+        live=(*REFINERS, "dec_net.res_blocks"),
         additions={"double_block": patched("double_block")},
     ),
     Architecture(
@@ -173,7 +160,7 @@ ARCHITECTURES = [
         config="PixArtSigma",
         unet=PIXART,
         latent=(1, 4, 40, 40),
-        prompt=_text(48),
+        prompt=text(48),
         prepare=steady("t_embedder.mlp.0"),
         chains=("blocks",),
         attention=("spatial", "cross"),
@@ -184,7 +171,12 @@ ARCHITECTURES = [
         config="HunyuanDiT",
         unet=HUNYUANDIT,
         latent=(1, 4, 16, 16),
-        prompt=_hunyuandit,
+        prompt=text(
+            64,
+            conditioning_mt5xl=normal(1, 2 * TEXT, 64),
+            attention_mask=mask(),
+            attention_mask_mt5xl=mask(2 * TEXT),
+        ),
         chains=("blocks",),
         attention=("spatial", "cross"),
         additions={"ControlNet": controlled(output=(2, 1, 64, 128)), "replaced blocks": replaced_blocks(6)},
@@ -195,7 +187,7 @@ ARCHITECTURES = [
         config="Omnigen2",
         unet=OMNIGEN2,
         latent=(1, 16, 16, 16),
-        prompt=_text(48, attention_mask=_mask(TEXT), reference_latents=lambda draw: [draw(1, 16, 8, 8)]),
+        prompt=text(48, attention_mask=mask(), reference_latents=reference(1, 16, 8, 8)),
         prepare=steady("time_caption_embed.timestep_embedder.linear_1"),
         chains=("layers",),
         attention=("spatial",),
@@ -207,7 +199,7 @@ ARCHITECTURES = [
         config="Krea2",
         unet=KREA2,
         latent=(1, 16, 1, 16, 16),
-        prompt=_text(160),
+        prompt=text(160),
         prepare=_prepare_krea2,
         chains=("blocks",),
         attention=("spatial",),
@@ -221,7 +213,7 @@ ARCHITECTURES = [
         config="ErnieImage",
         unet=ERNIE,
         latent=(1, 128, 8, 8),
-        prompt=_text(48),
+        prompt=text(48),
         prepare=steady("time_embedding.linear_1", "adaLN_modulation"),
         chains=("layers",),
         attention=("spatial",),
@@ -232,33 +224,25 @@ ARCHITECTURES = [
         config="Ideogram4",
         unet=IDEOGRAM4,
         latent=(1, 128, 8, 8),
-        prompt=_text(48),
+        prompt=text(48),
         prepare=steady("t_embedding.mlp_in", heard=0.15),
         chains=("layers",),
         attention=("spatial",),
     ),
-    Architecture(
+    _cosmos(
         name="Cosmos-Predict2",
         covers="cosmos/predict2.py",
         config="CosmosT2IPredict2",
         unet=COSMOS,
-        latent=(1, 16, 1, 16, 16),
-        prompt=_text(1024),
-        chains=("blocks",),
-        attention=("spatial", "cross"),
-        is_detected=True,
+        prompt=text(1024),
     ),
-    Architecture(
+    _cosmos(
         name="Anima",
         covers="anima/model.py",
         config="Anima",
         unet={**COSMOS, "image_model": "anima"},
-        latent=(1, 16, 1, 16, 16),
-        prompt=_text(1024, t5xxl_ids=lambda draw: draw.whole(32128, TEXT), t5xxl_weights=lambda draw: torch.ones(TEXT)),
-        chains=("blocks",),
-        attention=("spatial", "cross"),
+        prompt=text(1024, t5xxl_ids=lambda draw: draw.whole(32128, TEXT), t5xxl_weights=lambda draw: torch.ones(TEXT)),
         live=("llm_adapter.blocks",),
-        is_detected=True,
         shrunk=_small_adapter,
         additions={"post_input": patched("post_input")},
     ),

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .architecture import TEXT, Architecture, Draw
+from .prompts import normal, reference, text
 from .replacing import replaced_blocks
 from .weights import set_buffers, steady
 
@@ -53,30 +54,6 @@ VOXELS = 60
 MUSIC_SIZES = {2048: 64, 2304: 128 + 128 + 64}  # MiniMax-Music3 has no arguments for its features: what they become
 
 
-def _ace_prompt(draw: Draw) -> list:
-    return [[draw(1, TEXT, 48), {"conditioning_lyrics": draw.whole(64, 1, 24)}]]
-
-
-def _ace_15_prompt(draw: Draw) -> list:
-    return [[draw(1, TEXT, 48), {"conditioning_lyrics": draw(1, 40, 48)}]]
-
-
-def _stable_audio_prompt(draw: Draw) -> list:
-    return [[draw(1, TEXT, 768), {"seconds_total": 5}]]
-
-
-def _music_prompt(draw: Draw) -> list:
-    return [[draw(1, 20, 8 * 4096), {"conditioning_scale": torch.ones(1, 1, 1)}]]
-
-
-def _hunyuan_prompt(draw: Draw) -> list:
-    return [[draw(1, TEXT, 1024), {}]]
-
-
-def _structure_prompt(draw: Draw) -> list:
-    return [[draw(1, TEXT, 48), {"embeds": draw(1, TEXT, 48)}]]
-
-
 def _shape_prompt(draw: Draw) -> list:
     where = torch.arange(VOXELS)
     voxels = {
@@ -85,10 +62,6 @@ def _shape_prompt(draw: Draw) -> list:
         "trellis2_generation_mode": "shape_generation",
     }
     return [[draw(1, TEXT, 48), {"embeds": draw(1, TEXT, 48), **voxels}]]
-
-
-def _triposplat_prompt(draw: Draw) -> list:
-    return [[draw(1, 21, 48), {"reference_latents": [draw(1, 128, 4, 4)]}]]
 
 
 def _seconds(*names: str, features: str) -> Any:
@@ -149,6 +122,27 @@ def _attend_fast(_: nn.Module) -> None:
     model.optimized_attention = attention.attention_pytorch
 
 
+_stable_audio = partial(
+    Architecture,
+    covers="audio/dit.py",
+    prompt=text(768, seconds_total=lambda _: 5),
+    prepare=set_buffers,
+    chains=("transformer.layers",),
+    attention=("spatial", "cross"),
+    additions={"replaced blocks": replaced_blocks(4)},
+)
+_music = partial(
+    Architecture,
+    covers="minimax_music/dit.py",
+    config="MiniMaxMusic3",
+    unet=dict(audio_model="minimax_music3"),
+    prompt=text(8 * 4096, tokens=20, conditioning_scale=lambda _: torch.ones(1, 1, 1)),
+    prepare=set_buffers,
+    is_detected=True,
+    shrunk=_small_music,
+)
+_trellis = partial(Architecture, covers="trellis2/model.py", config="Trellis2", unet=TRELLIS)
+
 ARCHITECTURES = [
     Architecture(
         name="ACE-Step 1",
@@ -156,7 +150,7 @@ ARCHITECTURES = [
         config="ACEStep",
         unet=ACE,
         latent=(1, 8, 16, 60),
-        prompt=_ace_prompt,
+        prompt=text(48, conditioning_lyrics=lambda draw: draw.whole(64, 1, 24)),
         chains=("transformer_blocks",),
         attention=("spatial", "cross"),
         live=("lyric_encoder.encoders",),
@@ -168,7 +162,7 @@ ARCHITECTURES = [
         config="ACEStep15",
         unet=ACE_15,
         latent=(1, 64, 120),
-        prompt=_ace_15_prompt,
+        prompt=text(48, conditioning_lyrics=normal(1, 40, 48)),
         chains=("decoder.layers",),
         attention=("spatial", "cross"),
         live=(
@@ -178,58 +172,32 @@ ARCHITECTURES = [
             "detokenizer.layers",
         ),
     ),
-    Architecture(
+    _stable_audio(
         name="Stable Audio 1",
-        covers="audio/dit.py",
         config="StableAudio",
         unet=STABLE_AUDIO,
         latent=(1, 64, 60),
-        prompt=_stable_audio_prompt,
-        chains=("transformer.layers",),
-        attention=("spatial", "cross"),
-        prepare=set_buffers,
         beside=_seconds("seconds_start", "seconds_total", features="learned"),
-        additions={"replaced blocks": replaced_blocks(4)},
     ),
-    Architecture(
+    _stable_audio(
         name="Stable Audio 3",
-        covers="audio/dit.py",
         config="StableAudio3",
         unet=STABLE_AUDIO_3,
         latent=(1, 256, 60),
-        prompt=_stable_audio_prompt,
-        chains=("transformer.layers",),
-        attention=("spatial", "cross"),
         is_detected=True,
-        prepare=set_buffers,
         beside=_seconds("seconds_total", features="expo"),
-        additions={"replaced blocks": replaced_blocks(4)},
     ),
-    Architecture(
+    _music(
         name="MiniMax-Music3",
-        covers="minimax_music/dit.py",
-        config="MiniMaxMusic3",
-        unet=dict(audio_model="minimax_music3"),
         latent=(1, 128, 60),
-        prompt=_music_prompt,
         chains=("diffusion_transformer.transformer.layers",),
         attention=("spatial",),
-        is_detected=True,
-        prepare=set_buffers,
-        shrunk=_small_music,
         note="What is longer than 8 seconds is denoised in windows within one call, so all blocks run.",
     ),
-    Architecture(
+    _music(
         name="MiniMax-Music3, two windows",
-        covers="minimax_music/dit.py",
-        config="MiniMaxMusic3",
-        unet=dict(audio_model="minimax_music3"),
         latent=(1, 128, 700),
-        prompt=_music_prompt,
         chains=(),
-        is_detected=True,
-        prepare=set_buffers,
-        shrunk=_small_music,
         is_slow=True,  # a window is 689 tokens
     ),
     Architecture(
@@ -238,29 +206,23 @@ ARCHITECTURES = [
         config="Hunyuan3Dv2_1",
         unet=HUNYUAN,
         latent=(1, 64, 48),
-        prompt=_hunyuan_prompt,
+        prompt=text(1024),
         chains=("blocks",),
         attention=("spatial", "cross"),
         is_detected=True,
         additions={"replaced blocks": replaced_blocks(9, key="block", stream=None)},
     ),
-    Architecture(
+    _trellis(
         name="Trellis 2, structure",
-        covers="trellis2/model.py",
-        config="Trellis2",
-        unet=TRELLIS,
         latent=(1, 32, 16, 16, 16),
-        prompt=_structure_prompt,
+        prompt=text(48, embeds=normal(1, TEXT, 48)),
         chains=("structure_model.blocks",),
         attention=("spatial", "cross"),
         prepare=_attend_fast,
         is_slow=True,  # its 4096 tokens are fixed
     ),
-    Architecture(
+    _trellis(
         name="Trellis 2, shape",
-        covers="trellis2/model.py",
-        config="Trellis2",
-        unet=TRELLIS,
         latent=(1, 32, VOXELS, 1),
         prompt=_shape_prompt,
         chains=(),
@@ -272,7 +234,7 @@ ARCHITECTURES = [
         config="TripoSplat",
         unet=TRIPOSPLAT,
         latent=((1, 96, 16), (1, 1, 5)),
-        prompt=_triposplat_prompt,
+        prompt=text(48, tokens=21, reference_latents=reference(1, 128, 4, 4)),
         chains=("blocks",),
         attention=("spatial",),
         live=("noise_refiner", "context_refiner"),

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
 from . import additions
-from .architecture import TEXT, Architecture, Draw
+from .architecture import Architecture, Draw
+from .prompts import normal, text
 
 NOTE = "A U-Net: TaylorSeer works on its output, FasterCache on the negative prompt."
 
@@ -36,49 +39,30 @@ def _v_prediction(_: Draw) -> dict[str, Tensor]:
     return {"v_pred": torch.zeros(0)}
 
 
-def _text(draw: Draw) -> list:
-    return [[draw(1, TEXT, 48), {}]]
-
-
-def _pooled_text(draw: Draw) -> list:
-    return [[draw(1, TEXT, 48), {"pooled_output": draw(1, 32)}]]
-
-
-def _picture(draw: Draw) -> list:
-    return [[draw(1, 1, 48), {"concat_latent_image": draw(1, 4, 16, 16)}]]
-
+_unet = partial(Architecture, covers="modules/diffusionmodules/openaimodel.py", chains=(), note=NOTE)
 
 ARCHITECTURES = [
-    Architecture(
+    _unet(
         name="SD 1.5",
-        covers="modules/diffusionmodules/openaimodel.py",
         config="SD15",
         unet=SD15,
         latent=(1, 4, 16, 16),
-        prompt=_text,
-        chains=(),
+        prompt=text(48),
         additions={"ControlNet": additions.controlled(input=(2, 1, 32, 16, 16))},
-        note=NOTE,
     ),
-    Architecture(
+    _unet(
         name="SDXL",
-        covers="modules/diffusionmodules/openaimodel.py",
         config="SDXL",
         unet=SDXL,
         latent=(1, 4, 16, 16),
-        prompt=_pooled_text,
-        chains=(),
+        prompt=text(48, pooled_output=normal(1, 32)),
         beside=_v_prediction,
-        note=NOTE,
     ),
-    Architecture(
+    _unet(
         name="SVD",
-        covers="modules/diffusionmodules/openaimodel.py",
         config="SVD_img2vid",
         unet=SVD,
         latent=(2, 4, 16, 16),
-        prompt=_picture,
-        chains=(),
-        note=NOTE,
+        prompt=text(48, tokens=1, concat_latent_image=normal(1, 4, 16, 16)),
     ),
 ]

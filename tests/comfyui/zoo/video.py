@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 
-import torch
 from torch import nn
 
-from .architecture import TEXT, Architecture, Draw
+from .architecture import Architecture, Draw
+from .prompts import mask, normal, text
 from .replacing import replaced_blocks
 from .weights import set_buffers, steady, with_wide_gates
 
@@ -59,61 +60,35 @@ def _prepare_minimax(model: nn.Module) -> None:
     set_buffers(model)
 
 
-def _ltxv_prompt(draw: Draw) -> list:
-    return [[draw(1, TEXT, 48), {"attention_mask": torch.ones(1, TEXT, dtype=torch.long)}]]
+_long_text = text(48, tokens=24)  # of 7 tokens the picture's take little notice
 
-
-def _ltx_av_prompt(draw: Draw) -> list:
-    return [[draw(1, TEXT, 96), {}]]  # what is 2 caption_channels wide has been through the connectors
-
-
-def _cosmos_prompt(draw: Draw) -> list:
-    return [[draw(1, TEXT, 1024), {}]]
-
-
-def _mochi_prompt(draw: Draw) -> list:
-    return [[draw(1, TEXT, 48), {"attention_mask": torch.ones(1, TEXT, dtype=torch.long)}]]
-
-
-def _kandinsky_prompt(draw: Draw) -> list:
-    return [[draw(1, TEXT, 3584), {"pooled_output": draw(1, 768)}]]
-
-
-def _seedvr_prompt(draw: Draw) -> list:
-    return [[draw(1, TEXT, 5120), {"condition": Draw(5)(1, 17, 3, 16, 16)}]]  # the same for both branches
-
-
-def _long_text(draw: Draw) -> list:
-    return [[draw(1, 24, 48), {}]]  # of 7 tokens the picture's take little notice
-
+_ltx = partial(
+    Architecture,
+    chains=("transformer_blocks",),
+    attention=("spatial", "cross"),
+    is_detected=True,
+    additions={"replaced blocks": replaced_blocks(4)},
+)
 
 ARCHITECTURES = [
-    Architecture(
+    _ltx(
         name="LTXV",
         covers="lightricks/model.py",
         config="LTXV",
         unet=LTXV,
         latent=(1, 128, 3, 8, 8),
-        prompt=_ltxv_prompt,
-        chains=("transformer_blocks",),
-        attention=("spatial", "cross"),
-        is_detected=True,
+        prompt=text(48, attention_mask=mask()),
         metadata={"config": json.dumps({"transformer": LTXV})},
-        additions={"replaced blocks": replaced_blocks(4)},
     ),
-    Architecture(
+    _ltx(
         name="LTX-2",
         covers="lightricks/av_model.py",
         config="LTXAV",
         unet=LTX_AV,
         latent=((1, 128, 3, 8, 8), (1, 8, 6, 16)),
-        prompt=_ltx_av_prompt,
-        chains=("transformer_blocks",),
-        attention=("spatial", "cross"),
-        is_detected=True,
+        prompt=text(96),  # what is 2 caption_channels wide has been through the connectors
         metadata={"config": json.dumps({"transformer": LTX_AV})},
         prepare=steady("adaln_single.emb.timestep_embedder.linear_1"),
-        additions={"replaced blocks": replaced_blocks(4)},
     ),
     Architecture(
         name="Cosmos 1",
@@ -121,7 +96,7 @@ ARCHITECTURES = [
         config="CosmosT2V",
         unet=COSMOS,
         latent=(1, 16, 3, 16, 16),
-        prompt=_cosmos_prompt,
+        prompt=text(1024),
         chains=("blocks",),
         attention=("spatial", "cross"),
     ),
@@ -143,7 +118,7 @@ ARCHITECTURES = [
         config="GenmoMochi",
         unet=MOCHI,
         latent=(1, 12, 2, 8, 8),
-        prompt=_mochi_prompt,
+        prompt=text(48, attention_mask=mask()),
         chains=("blocks",),
         attention=("spatial",),
         prepare=steady("t_embedder.mlp.0"),
@@ -155,7 +130,7 @@ ARCHITECTURES = [
         config="Kandinsky5",
         unet=KANDINSKY,
         latent=(1, 16, 2, 16, 16),
-        prompt=_kandinsky_prompt,
+        prompt=text(3584, pooled_output=normal(1, 768)),
         chains=("visual_transformer_blocks",),
         attention=("spatial", "cross"),
         live=("text_transformer_blocks",),
@@ -168,7 +143,7 @@ ARCHITECTURES = [
         config="SeedVR2",
         unet=SEEDVR,
         latent=(1, 16, 3, 16, 16),
-        prompt=_seedvr_prompt,
+        prompt=text(5120, condition=lambda _: Draw(5)(1, 17, 3, 16, 16)),  # the same for both branches
         chains=("blocks",),
         attention=("spatial",),
         additions={"replaced blocks": replaced_blocks(4, key="block", stream="vid")},

@@ -10,10 +10,11 @@ from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
-from torch import nn
+from torch import Tensor, nn
 
 from .additions import patched
 from .architecture import TEXT, Architecture, Draw
+from .prompts import normal, reference, text
 from .replacing import replaced_blocks
 
 WAN = dict(
@@ -27,28 +28,29 @@ SPEECH = dict(audio_inject_layers=[0, 4])  # of 5 blocks: the last follows the l
 DANCE = dict(audio_inject_layers=[0, 3], music_dim=64, music_latent_dim=64)
 
 
-def _text(draw: Draw) -> list:
-    return [[draw(1, TEXT, 4096), {}]]
-
-
 def _seen(draw: Draw) -> SimpleNamespace:
     return SimpleNamespace(penultimate_hidden_states=draw(1, 9, 1280))  # 257 tokens of CLIP's in real use
 
 
-def _first_frame(draw: Draw) -> dict[str, Any]:
+def _free_after_first(draw: Draw) -> Tensor:
+    """A mask: the first frame is known."""
     mask = draw(1, 1, 3, 16, 16) * 0 + 1
     mask[:, :, 0] = 0
+    return mask
+
+
+def _first_frame(draw: Draw) -> dict[str, Any]:
+    mask = _free_after_first(draw)
     return {"concat_latent_image": draw(*LATENT), "concat_mask": mask}
+
+
+def _known_first_frame(draw: Draw) -> list:
+    mask = _free_after_first(draw)
+    return [[draw(1, TEXT, 4096), {"denoise_mask": mask}]]
 
 
 def _i2v(draw: Draw) -> list:
     return [[draw(1, TEXT, 4096), {"clip_vision_output": _seen(draw), **_first_frame(draw)}]]
-
-
-def _known_first_frame(draw: Draw) -> list:
-    mask = draw(1, 1, 3, 16, 16) * 0 + 1
-    mask[:, :, 0] = 0
-    return [[draw(1, TEXT, 4096), {"denoise_mask": mask}]]
 
 
 def _vace(draw: Draw, count: int = 1) -> list:
@@ -57,19 +59,9 @@ def _vace(draw: Draw, count: int = 1) -> list:
     return [[draw(1, TEXT, 4096), {"vace_frames": frames, "vace_mask": masks, "vace_strength": [1.0, 0.7][:count]}]]
 
 
-def _two_contexts(draw: Draw) -> list:
-    return _vace(draw, count=2)
-
-
 def _camera(draw: Draw) -> list:
     start = {"concat_latent_image": draw(*LATENT), "clip_vision_output": _seen(draw)}
     return [[draw(1, TEXT, 4096), {**start, "camera_conditions": draw(1, 24, 3, 128, 128)}]]
-
-
-def _speech(draw: Draw) -> list:
-    return [
-        [draw(1, TEXT, 4096), {"audio_embed": draw(1, 25, 1024, 12), "reference_latents": [draw(1, 16, 1, 16, 16)]}]
-    ]
 
 
 def _voice(draw: Draw) -> list:
@@ -149,176 +141,123 @@ def _metadata(**transformer: Any) -> dict[str, str]:
 
 PATCHES = {"double_block": patched("double_block"), "replaced blocks": replaced_blocks(4)}
 
+_wan = partial(
+    Architecture,
+    covers="wan/model.py",
+    latent=LATENT,
+    chains=("blocks",),
+    attention=("spatial", "cross"),
+    is_detected=True,
+)
+
 ARCHITECTURES = [
-    Architecture(
+    _wan(
         name="Wan 2.1 t2v",
-        covers="wan/model.py",
         config="WAN21_T2V",
         unet=WAN,
-        latent=LATENT,
-        prompt=_text,
-        chains=("blocks",),
-        attention=("spatial", "cross"),
-        is_detected=True,
+        prompt=text(4096),
         additions=PATCHES,
     ),
-    Architecture(
+    _wan(
         name="Wan 2.1 i2v",
-        covers="wan/model.py",
         config="WAN21_I2V",
         unet=WAN | dict(model_type="i2v", in_dim=36),
-        latent=LATENT,
         prompt=_i2v,
-        chains=("blocks",),
-        attention=("spatial", "cross"),
-        is_detected=True,
         additions=PATCHES,
     ),
-    Architecture(
+    _wan(
         name="Wan 2.2 5B",
-        covers="wan/model.py",
         config="WAN22_T2V",
         unet=WAN | dict(in_dim=48, out_dim=48),
         latent=(1, 48, 3, 16, 16),
-        prompt=_text,
-        chains=("blocks",),
-        attention=("spatial", "cross"),
-        is_detected=True,
+        prompt=text(4096),
     ),
-    Architecture(
+    _wan(
         name="Wan 2.2 5B i2v",
-        covers="wan/model.py",
         config="WAN22_T2V",
         unet=WAN | dict(in_dim=48, out_dim=48),
         latent=(1, 48, 3, 16, 16),
         prompt=_known_first_frame,
-        chains=("blocks",),
-        attention=("spatial", "cross"),
-        is_detected=True,
     ),
-    Architecture(
+    _wan(
         name="Wan 2.1 VACE",
-        covers="wan/model.py",
         config="WAN21_Vace",
         unet=VACE,
-        latent=LATENT,
         prompt=_vace,
         chains=("blocks", "vace_blocks"),
-        attention=("spatial", "cross"),
-        is_detected=True,
         additions={"double_block": patched("double_block"), "replaced blocks": replaced_blocks(6)},
     ),
-    Architecture(
+    _wan(
         name="Wan 2.1 VACE, two contexts",
-        covers="wan/model.py",
         config="WAN21_Vace",
         unet=VACE,
-        latent=LATENT,
-        prompt=_two_contexts,
-        chains=("blocks",),
-        attention=("spatial", "cross"),
+        prompt=partial(_vace, count=2),
         live=("vace_blocks",),
-        is_detected=True,
         note="With several VACE contexts the VACE blocks always run.",
     ),
-    Architecture(
+    _wan(
         name="Wan 2.1 Fun Camera",
-        covers="wan/model.py",
         config="WAN21_Camera",
         unet=WAN | dict(model_type="camera", in_dim=32),
-        latent=LATENT,
         prompt=_camera,
-        chains=("blocks",),
-        attention=("spatial", "cross"),
-        is_detected=True,
     ),
-    Architecture(
+    _wan(
         name="Wan 2.2 S2V",
-        covers="wan/model.py",
         config="WAN22_S2V",
         unet=WAN | SPEECH | dict(model_type="s2v", num_layers=5, ffn_dim=512),
-        latent=LATENT,
-        prompt=_speech,
-        chains=("blocks",),
-        attention=("spatial", "cross"),
+        prompt=text(4096, audio_embed=normal(1, 25, 1024, 12), reference_latents=reference(1, 16, 1, 16, 16)),
         live=("audio_injector.injector",),
-        is_detected=True,
         metadata=_metadata(**SPEECH),
         prepare=_evenly_weighted,
     ),
-    Architecture(
+    _wan(
         name="Wan 2.1 HuMo",
-        covers="wan/model.py",
         config="WAN21_HuMo",
         unet=WAN | dict(model_type="humo", in_dim=36),
-        latent=LATENT,
         prompt=_voice,
-        chains=("blocks",),
-        attention=("spatial", "cross"),
-        is_detected=True,
         shrunk=_small_audio_projection,
     ),
-    Architecture(
+    _wan(
         name="Wan 2.2 Animate",
         covers="wan/model_animate.py",
         config="WAN22_Animate",
         unet=WAN | dict(model_type="animate", in_dim=36, num_layers=10),
-        latent=LATENT,
         prompt=_animate,
-        chains=("blocks",),
-        attention=("spatial", "cross"),
         live=("face_adapter.fuser_blocks",),
-        is_detected=True,
         shrunk=_small_face_encoder,
     ),
-    Architecture(
+    _wan(
         name="Wan-Animate 2",
         covers="wan/model_animate2.py",
         config="WAN_Animate2",
         unet=WAN | dict(model_type="animate2", in_dim=36),
-        latent=LATENT,
         prompt=_animate_2,
-        chains=("blocks",),
         attention=("cross",),  # frame by frame, with more keys than queries
-        is_detected=True,
         metadata=_metadata(model_type="animate2"),
         note="The pose video's branch always runs; ComfyUI's own Wan Animate 2 cache node stores it.",
         additions=PATCHES,
     ),
-    Architecture(
+    _wan(
         name="SCAIL",
-        covers="wan/model.py",
         config="WAN21_SCAIL",
         unet=WAN | dict(model_type="scail", in_dim=20),
-        latent=LATENT,
         prompt=_scail,
-        chains=("blocks",),
-        attention=("spatial", "cross"),
-        is_detected=True,
     ),
-    Architecture(
+    _wan(
         name="Wan-Dancer",
         covers="wan/model_wandancer.py",
         config="WAN22_WanDancer",
         unet=WAN | DANCE | dict(model_type="wandancer", in_dim=36, num_layers=8),
-        latent=LATENT,
         prompt=_dance,
-        chains=("blocks",),
-        attention=("spatial", "cross"),
         live=("music_encoder", "music_injector.injector"),
-        is_detected=True,
         metadata=_metadata(**DANCE),
     ),
-    Architecture(
+    _wan(
         name="Causal Wan",
         covers="wan/ar_model.py",
         config="WAN21_CausalAR_T2V",
         unet=WAN | dict(num_layers=6),
-        latent=LATENT,
-        prompt=_text,
-        chains=("blocks",),
-        attention=("spatial", "cross"),
-        is_detected=True,
+        prompt=text(4096),
         metadata=_metadata(causal_ar=True),
         note="With the autoregressive video sampler every step is computed.",
     ),
