@@ -3,10 +3,9 @@
 The backend counts graphs and their runs; graph breaks are counted by dynamo.
 """
 
-from collections import Counter
-
 import pytest
 import torch
+from compiling import breaks, counting
 
 from cache_core.strategies.first_block import FirstBlockCache
 from cache_core.strategies.pyramid_attention import PyramidAttentionBroadcast
@@ -20,23 +19,6 @@ OUTPUT = TaylorSeerCache(cache_interval=3)
 EACH_BLOCK = TaylorSeerCache(cache_interval=3, cache_level="block")
 
 
-class Compiler:
-    """A backend that counts the graphs it is given, and their runs by how many attentions they hold."""
-
-    def __init__(self):
-        self.graphs, self.runs = 0, Counter()
-
-    def __call__(self, graph, inputs):
-        self.graphs += 1
-        attentions = sum("scaled_dot_product" in str(node.target) for node in graph.graph.nodes)
-
-        def run(*args):
-            self.runs[attentions] += 1
-            return graph.forward(*args)
-
-        return run
-
-
 @pytest.fixture
 def compiler(comfy, monkeypatch):
     import comfy.ldm.flux.math
@@ -44,10 +26,8 @@ def compiler(comfy, monkeypatch):
 
     # What ComfyUI takes on a CPU asks for free memory, which breaks graphs at every attention, with or without a cache.
     monkeypatch.setattr(comfy.ldm.flux.math, "optimized_attention", attention_pytorch)
-    torch._dynamo.reset()
-    torch._dynamo.utils.counters.clear()
-    yield Compiler()
-    torch._dynamo.reset()
+    with counting() as compiler:
+        yield compiler
 
 
 @pytest.fixture
@@ -87,10 +67,6 @@ def keys_of(model):
     network = model.model.diffusion_model
     lists = ("double_blocks", "single_blocks")
     return [f"diffusion_model.{name}.{index}" for name in lists for index in range(len(getattr(network, name)))]
-
-
-def breaks():
-    return sum(torch._dynamo.utils.counters["graph_break"].values())
 
 
 ORDERS = ["compiled cached", "cached compiled"]

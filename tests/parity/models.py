@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -21,7 +21,6 @@ diffusers.utils.logging.set_verbosity_error()
 STEPS = 20
 TEXT_TOKENS = 6
 TEXT_WIDTH = 32
-HEADS = dict(num_attention_heads=2, attention_head_dim=16)
 GUIDANCE = 4.0
 Inputs = Callable[[Tensor, Tensor, Tensor], dict[str, Any]]  # (latent, text, timestep), batched alike -> the model's
 
@@ -69,6 +68,12 @@ class Clock:
 
     def __call__(self) -> Any:
         return self.timestep
+
+
+def tiny(name: str, **settings: Any) -> Callable[[], nn.Module]:
+    """Makes a transformer of diffusers on 4 channels, with two heads."""
+    shared = dict(in_channels=4, num_attention_heads=2, attention_head_dim=16)
+    return lambda: getattr(diffusers, name)(**shared, **settings)
 
 
 def _masked(text: Tensor) -> Tensor:
@@ -128,24 +133,23 @@ def _cogview(latent: Tensor, text: Tensor, timestep: Tensor) -> dict[str, Any]:
 
 FLUX = Denoiser(
     "Flux",
-    lambda: diffusers.FluxTransformer2DModel(
+    tiny(
+        "FluxTransformer2DModel",
         patch_size=1,
-        in_channels=4,
         num_layers=3,
         num_single_layers=3,
         joint_attention_dim=TEXT_WIDTH,
         pooled_projection_dim=TEXT_WIDTH,
         axes_dims_rope=[4, 4, 8],
         guidance_embeds=True,
-        **HEADS,
     ),
     latent=(1, 36, 4),
     inputs=_flux,
 )
 COGVIDEOX = Denoiser(
     "CogVideoX",
-    lambda: diffusers.CogVideoXTransformer3DModel(
-        in_channels=4,
+    tiny(
+        "CogVideoXTransformer3DModel",
         out_channels=4,
         time_embed_dim=8,
         text_embed_dim=TEXT_WIDTH,
@@ -154,35 +158,31 @@ COGVIDEOX = Denoiser(
         sample_height=8,
         sample_frames=9,
         max_text_seq_length=TEXT_TOKENS,
-        **HEADS,
     ),
     latent=(1, 3, 4, 8, 8),
     inputs=_video,
     scheduler=ddim,
     branches="joined",
 )
+WAN_SETTINGS = dict(out_channels=4, text_dim=TEXT_WIDTH, freq_dim=32, ffn_dim=64, num_layers=4, rope_max_seq_len=32)
 WAN = Denoiser(
     "Wan",
-    lambda: diffusers.WanTransformer3DModel(
-        in_channels=4,
-        out_channels=4,
-        text_dim=TEXT_WIDTH,
-        freq_dim=32,
-        ffn_dim=64,
-        num_layers=4,
-        rope_max_seq_len=32,
-        **HEADS,
-    ),
+    tiny("WanTransformer3DModel", **WAN_SETTINGS),
     latent=(1, 4, 2, 8, 8),
     inputs=_video,
     scheduler=unipc,
     branches="apart",
 )
-WAN_JOINED = Denoiser("WanJoined", WAN.model, WAN.latent, WAN.inputs, WAN.scheduler, branches="joined")
+WAN_JOINED = replace(WAN, name="WanJoined", branches="joined")
+WAN_VACE = replace(
+    WAN,
+    name="WanVACE",
+    model=tiny("WanVACETransformer3DModel", **WAN_SETTINGS, vace_layers=[0, 2], vace_in_channels=12),
+)
 HUNYUAN_VIDEO = Denoiser(
     "HunyuanVideo",
-    lambda: diffusers.HunyuanVideoTransformer3DModel(
-        in_channels=4,
+    tiny(
+        "HunyuanVideoTransformer3DModel",
         out_channels=4,
         num_layers=3,
         num_single_layers=3,
@@ -191,20 +191,18 @@ HUNYUAN_VIDEO = Denoiser(
         text_embed_dim=TEXT_WIDTH,
         pooled_projection_dim=TEXT_WIDTH,
         rope_axes_dim=(4, 4, 8),
-        **HEADS,
     ),
     latent=(1, 4, 2, 8, 8),
     inputs=_hunyuan,
 )
 LTX = Denoiser(
     "LTX",
-    lambda: diffusers.LTXVideoTransformer3DModel(
-        in_channels=4,
+    tiny(
+        "LTXVideoTransformer3DModel",
         out_channels=4,
         cross_attention_dim=32,
         caption_channels=TEXT_WIDTH,
         num_layers=4,
-        **HEADS,
     ),
     latent=(1, 32, 4),
     inputs=_ltx,
@@ -212,14 +210,13 @@ LTX = Denoiser(
 )
 MOCHI = Denoiser(
     "Mochi",
-    lambda: diffusers.MochiTransformer3DModel(
-        in_channels=4,
+    tiny(
+        "MochiTransformer3DModel",
         num_layers=4,
         pooled_projection_dim=16,
         text_embed_dim=TEXT_WIDTH,
         time_embed_dim=4,
         max_sequence_length=TEXT_TOKENS,
-        **HEADS,
     ),
     latent=(1, 4, 2, 8, 8),
     inputs=_masked_video,
@@ -227,14 +224,13 @@ MOCHI = Denoiser(
 )
 QWEN_IMAGE = Denoiser(
     "QwenImage",
-    lambda: diffusers.QwenImageTransformer2DModel(
+    tiny(
+        "QwenImageTransformer2DModel",
         patch_size=2,
-        in_channels=4,
         out_channels=1,
         num_layers=4,
         joint_attention_dim=TEXT_WIDTH,
         axes_dims_rope=(4, 4, 8),
-        **HEADS,
     ),
     latent=(1, 36, 4),
     inputs=_qwen,
@@ -242,15 +238,14 @@ QWEN_IMAGE = Denoiser(
 )
 COGVIEW4 = Denoiser(
     "CogView4",
-    lambda: diffusers.CogView4Transformer2DModel(
-        in_channels=4,
+    tiny(
+        "CogView4Transformer2DModel",
         out_channels=4,
         num_layers=4,
         text_embed_dim=TEXT_WIDTH,
         time_embed_dim=8,
         condition_dim=4,
         rope_axes_dim=(8, 8),
-        **HEADS,
     ),
     latent=(1, 4, 8, 8),
     inputs=_cogview,
@@ -258,8 +253,8 @@ COGVIEW4 = Denoiser(
 )
 LATTE = Denoiser(  # blocks for space and blocks for time
     "Latte",
-    lambda: diffusers.LatteTransformer3DModel(
-        in_channels=4,
+    tiny(
+        "LatteTransformer3DModel",
         out_channels=4,
         num_layers=3,
         cross_attention_dim=32,
@@ -272,7 +267,6 @@ LATTE = Denoiser(  # blocks for space and blocks for time
         norm_elementwise_affine=False,
         caption_channels=TEXT_WIDTH,
         video_length=2,
-        **HEADS,
     ),
     latent=(1, 4, 2, 8, 8),
     inputs=_video,
@@ -281,30 +275,28 @@ LATTE = Denoiser(  # blocks for space and blocks for time
 )
 FLUX2 = Denoiser(
     "Flux2",
-    lambda: diffusers.Flux2Transformer2DModel(
-        in_channels=4,
+    tiny(
+        "Flux2Transformer2DModel",
         num_layers=3,
         num_single_layers=3,
         joint_attention_dim=TEXT_WIDTH,
         timestep_guidance_channels=16,
         axes_dims_rope=(4, 4, 4, 4),
-        **HEADS,
     ),
     latent=(1, 36, 4),
     inputs=_flux2,
 )
 SD3 = Denoiser(  # has no CacheMixin
     "SD3",
-    lambda: diffusers.SD3Transformer2DModel(
+    tiny(
+        "SD3Transformer2DModel",
         sample_size=8,
-        in_channels=4,
         out_channels=4,
         num_layers=3,
         joint_attention_dim=TEXT_WIDTH,
         caption_projection_dim=32,
         pooled_projection_dim=TEXT_WIDTH,
         pos_embed_max_size=8,
-        **HEADS,
     ),
     latent=(1, 4, 8, 8),
     inputs=_sd3,
@@ -312,8 +304,8 @@ SD3 = Denoiser(  # has no CacheMixin
 )
 CHROMA = Denoiser(  # its blocks are not in diffusers' list
     "Chroma",
-    lambda: diffusers.ChromaTransformer2DModel(
-        in_channels=4,
+    tiny(
+        "ChromaTransformer2DModel",
         num_layers=2,
         num_single_layers=2,
         joint_attention_dim=TEXT_WIDTH,
@@ -321,7 +313,6 @@ CHROMA = Denoiser(  # its blocks are not in diffusers' list
         approximator_num_channels=8,
         approximator_hidden_dim=16,
         approximator_layers=1,
-        **HEADS,
     ),
     latent=(1, 36, 4),
     inputs=_flux,
@@ -333,6 +324,17 @@ def made(denoiser: Denoiser, dtype: torch.dtype = torch.float32) -> nn.Module:
     """The model with weights of seed 0."""
     torch.manual_seed(0)
     return denoiser.model().eval().to(dtype)
+
+
+def called(model: nn.Module, denoiser: Denoiser, timestep: float = 500.0, text: Tensor | None = None) -> Tensor:
+    """What one call gives by itself, on a latent of zeros."""
+    text = torch.ones(1, TEXT_TOKENS, TEXT_WIDTH) if text is None else text
+    return model(**denoiser.inputs(torch.zeros(denoiser.latent), text, torch.tensor([float(timestep)])))
+
+
+def without_context(model: nn.Module, name: str) -> AbstractContextManager[None]:
+    """For loops that do not say which branch a call is."""
+    return nullcontext()
 
 
 def denoise(

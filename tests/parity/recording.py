@@ -101,6 +101,14 @@ def recorded(
     return recording, None
 
 
+def recorded_both(
+    denoiser: Denoiser, new_config: NewConfig, **options: Any
+) -> tuple[tuple[Recording, Exception | None], tuple[Recording, Exception | None]]:
+    """The same run with diffusers' own caching, and with our strict_parity."""
+    theirs = recorded(denoiser, new_config, strict=False, **options)
+    return theirs, recorded(denoiser, new_config, strict=True, **options)
+
+
 def diffusers_enable(model: nn.Module, config: Any) -> None:
     """Caching as diffusers does it, also on a model without CacheMixin."""
     if hasattr(model, "enable_cache"):

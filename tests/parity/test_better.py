@@ -6,11 +6,12 @@ Each test measures both. Wn is the defect's number in docs and reports.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import models
 import pytest
 import torch
-from models import COGVIDEOX, FLUX, TEXT_TOKENS, TEXT_WIDTH, Clock, Denoiser, denoise, diffusers, made, unipc
+from models import COGVIDEOX, FLUX, TEXT_TOKENS, TEXT_WIDTH, WAN_VACE, Clock, denoise, diffusers, made
 from recording import executions
 from torch import nn
 
@@ -51,11 +52,7 @@ def _wan() -> nn.Module:
     )
 
 
-def _video(latent, text, timestep):
-    return dict(hidden_states=latent, encoder_hidden_states=text, timestep=timestep)
-
-
-WAN = Denoiser("Wan", _wan, latent=(1, 16, 3, 12, 12), inputs=_video, scheduler=unipc, branches="apart")
+WAN = replace(models.WAN, model=_wan, latent=(1, 16, 3, 12, 12))
 
 
 def broadcast_on_wan(ours):
@@ -109,35 +106,23 @@ def replayed(model, inputs, ours):
     return relative_error(again, exact)
 
 
-def flux_with_controlnet():
-    model, random = made(FLUX), torch.Generator().manual_seed(1)
-    latent = torch.randn(FLUX.latent, generator=random)
+def at_500(denoiser):
+    """A model, its inputs at this timestep, and where more inputs come from."""
+    random = torch.Generator().manual_seed(1)
+    latent = torch.randn(denoiser.latent, generator=random)
     text = torch.randn(1, TEXT_TOKENS, TEXT_WIDTH, generator=random)
-    inputs = FLUX.inputs(latent, text, torch.tensor([500.0]))
+    return made(denoiser), denoiser.inputs(latent, text, torch.tensor([500.0])), random
+
+
+def flux_with_controlnet():
+    model, inputs, random = at_500(FLUX)
     samples = [torch.randn(1, 36, 32, generator=random) * 0.3 for _ in range(3)]
     return model, inputs | dict(controlnet_block_samples=samples, controlnet_single_block_samples=samples)
 
 
 def wan_with_hints():
-    torch.manual_seed(0)
-    model = diffusers.WanVACETransformer3DModel(
-        num_attention_heads=2,
-        attention_head_dim=16,
-        in_channels=4,
-        out_channels=4,
-        text_dim=TEXT_WIDTH,
-        freq_dim=32,
-        ffn_dim=64,
-        num_layers=4,
-        rope_max_seq_len=32,
-        vace_layers=[0, 2],
-        vace_in_channels=12,
-    ).eval()
-    random = torch.Generator().manual_seed(1)
-    latent = torch.randn(1, 4, 2, 8, 8, generator=random)
-    text = torch.randn(1, TEXT_TOKENS, TEXT_WIDTH, generator=random)
-    control = torch.randn(1, 12, 2, 8, 8, generator=random)
-    return model, _video(latent, text, torch.tensor([500.0])) | dict(control_hidden_states=control)
+    model, inputs, random = at_500(WAN_VACE)
+    return model, inputs | dict(control_hidden_states=torch.randn(1, 12, 2, 8, 8, generator=random))
 
 
 @pytest.mark.parametrize("given", [flux_with_controlnet, wan_with_hints])

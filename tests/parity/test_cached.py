@@ -4,12 +4,26 @@ from __future__ import annotations
 
 import gc
 import math
-from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
 import torch
-from models import COGVIDEOX, FLUX, STEPS, WAN, WAN_JOINED, Clock, denoise, diffusers, flow_match, made
+from models import (
+    COGVIDEOX,
+    FLUX,
+    STEPS,
+    TEXT_TOKENS,
+    TEXT_WIDTH,
+    WAN,
+    WAN_JOINED,
+    Clock,
+    called,
+    denoise,
+    diffusers,
+    flow_match,
+    made,
+    without_context,
+)
 from recording import executions
 from test_better import Curve, tensors_held
 
@@ -27,10 +41,6 @@ BROADCAST = PyramidAttentionBroadcast(spatial_attention_timestep_skip_end=1001)
 FORECAST = TaylorSeerCache(cache_interval=3)
 GUESS = FasterCache(unconditional_batch_timestep_skip_end=900, spatial_attention_block_skip_range=1)
 ALL = [BROADCAST, FORECAST, FirstBlockCache(residual_diff_threshold=0.3), FasterCache(), GUESS]
-
-
-def without_context(model, name):
-    return nullcontext()
 
 
 def latent_of(denoiser, given, scheduler=None, runs=1, **options):
@@ -74,26 +84,26 @@ def test_an_error_in_the_model_frees_everything_at_once():
     handle = apply(model, BROADCAST)
     denoise(FLUX, model, Clock(), stop_after=3)
     with pytest.raises(RuntimeError):
-        model(**FLUX.inputs(torch.zeros(1, 36, 5), torch.zeros(1, 6, 32), torch.tensor([500.0])))
+        called(model, replace(FLUX, latent=(1, 36, 5)))
     assert handle.engine._sampling is None
 
 
 @pytest.mark.parametrize("same_prompt", [True, False])
 def test_the_first_step_again_for_another_prompt_is_another_run(same_prompt):
-    model, text = made(FLUX), torch.ones(1, 6, 32)
+    model, text = made(FLUX), torch.ones(1, TEXT_TOKENS, TEXT_WIDTH)
     handle = apply(model, BROADCAST)
     for prompt in (text, text if same_prompt else text.clone()):
         with model.cache_context("cond"):
-            model(**FLUX.inputs(torch.zeros(FLUX.latent), prompt, torch.tensor([900.0])))
+            called(model, FLUX, 900.0, prompt)
     assert len(handle.report.calls) == (2 if same_prompt else 1)
 
 
 def test_a_scheduler_set_up_anew_is_another_run():
     model, scheduler = made(FLUX), flow_match()
-    handle, text = apply(model, BROADCAST, scheduler=scheduler), torch.ones(1, 6, 32)
+    handle, text = apply(model, BROADCAST, scheduler=scheduler), torch.ones(1, TEXT_TOKENS, TEXT_WIDTH)
     for _ in range(2):
         scheduler.set_timesteps(10)
-        model(**FLUX.inputs(torch.zeros(FLUX.latent), text, scheduler.timesteps[:1]))
+        called(model, FLUX, scheduler.timesteps[0], text)
     assert len(handle.report.calls) == 1
 
 
@@ -118,9 +128,9 @@ def test_without_contexts_branches_are_told_apart_by_their_prompts(strategy):
 
 def test_a_prompt_that_is_gone_takes_its_memories_along():
     model = made(WAN)
-    handle, latent = apply(model, BROADCAST), torch.zeros(WAN.latent)
+    handle = apply(model, BROADCAST)
     for _ in range(3):
-        model(**WAN.inputs(latent, torch.ones(1, 6, 32), torch.tensor([500.0])))
+        called(model, WAN)
         gc.collect()
     branches = {key[0][0] for key in handle.engine._sampling.run.state.memories}
     assert len(branches) == 1
@@ -158,7 +168,7 @@ def test_the_context_may_tell_the_timestep():
     handle = apply(model, BROADCAST)
     for timestep in (900.0, 800.0):
         with cache_context(model, "cond", timestep=timestep):
-            model(**FLUX.inputs(torch.zeros(FLUX.latent), torch.ones(1, 6, 32), torch.tensor([500.0])))
+            called(model, FLUX)
     model._reset_stateful_cache()
     assert [call.step.sigma for call in handle.report.calls] == pytest.approx([0.9, 0.8])
 

@@ -4,7 +4,8 @@ import logging
 
 import pytest
 import torch
-from models import FLUX, Clock, denoise, made
+from compiling import breaks, counting
+from models import FLUX, Clock, denoise, made, without_context
 
 from cache_core.adapters.diffusers import apply, cache_context
 from cache_core.strategies.first_block import FirstBlockCache
@@ -12,32 +13,10 @@ from cache_core.strategies.first_block import FirstBlockCache
 KINDS = 2  # of blocks: a graph for each, and one more where a stream's strides differ in the first block
 
 
-class Compiler:
-    """A backend that counts the graphs it is given, and their runs."""
-
-    def __init__(self):
-        self.graphs = self.runs = 0
-
-    def __call__(self, graph, inputs):
-        self.graphs += 1
-
-        def run(*args):
-            self.runs += 1
-            return graph.forward(*args)
-
-        return run
-
-
 @pytest.fixture
 def compiler():
-    torch._dynamo.reset()
-    torch._dynamo.utils.counters.clear()
-    yield Compiler()
-    torch._dynamo.reset()
-
-
-def breaks():
-    return sum(torch._dynamo.utils.counters["graph_break"].values())
+    with counting() as compiler:
+        yield compiler
 
 
 def sampled(model, handle):
@@ -94,7 +73,7 @@ def test_blocks_run_compiled_and_nothing_is_compiled_again(compiler, expected, w
     latent, report = sampled(model, handle)
     assert torch.equal(latent, expected[0])
     assert [call.action for call in report.calls] == expected[1] and report.count("reused", "forecast") >= 4
-    assert compiler.runs == pytest.approx(report.computed_share * 6 * len(report.calls))
+    assert compiler.runs.total() == pytest.approx(report.computed_share * 6 * len(report.calls))
     graphs = compiler.graphs
     assert torch.equal(sampled(model, handle)[0], expected[0])
     assert compiler.graphs == graphs <= KINDS + 1 and breaks() == 0
@@ -116,13 +95,13 @@ def test_compiled_as_a_whole_around_the_cache_it_is_right_and_says_that_it_runs_
 
 def test_taking_the_cache_off_a_compiled_model_leaves_it_compiled_as_a_whole(compiler):
     model = made(FLUX)
-    plain = denoise(FLUX, model, Clock(), steps=4, context=lambda *_: torch.no_grad())
+    plain = denoise(FLUX, model, Clock(), steps=4, context=without_context)
     compiled = torch.compile(model, backend=compiler)
     before = dict(vars(compiled)), dict(vars(model))
     handle = cached(compiled)
     sampled(compiled, handle)
     handle.remove()
     assert (dict(vars(compiled)), dict(vars(model))) == before
-    runs = compiler.runs
-    latent = denoise(FLUX, compiled, Clock(), steps=4, context=lambda *_: torch.no_grad())
-    assert torch.equal(latent, plain) and compiler.runs >= runs + 4
+    runs = compiler.runs.total()
+    latent = denoise(FLUX, compiled, Clock(), steps=4, context=without_context)
+    assert torch.equal(latent, plain) and compiler.runs.total() >= runs + 4

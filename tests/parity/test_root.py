@@ -6,7 +6,7 @@ from itertools import permutations
 
 import pytest
 import torch
-from models import CHROMA, COGVIDEOX, FLUX, LTX, SD3, Clock, denoise, diffusers, made
+from models import CHROMA, COGVIDEOX, FLUX, LTX, SD3, Clock, called, denoise, diffusers, made
 from recording import executions
 from torch import nn
 
@@ -66,6 +66,15 @@ def attached(model, engine, name="fbc_leader_block_hook"):
     return RootHook.attached(model, engine, name, marker=diffusers.FirstBlockCacheConfig())
 
 
+def attached_between_two(model, engine):
+    """The registry, our hook, and someone else's on either side."""
+    registry, inner, outer = HookRegistry.check_if_exists_or_initialize(model), Counting(), Counting()
+    registry.register_hook(inner, "inner")
+    hook = attached(model, engine)
+    registry.register_hook(outer, "outer")
+    return registry, hook, inner, outer
+
+
 def everything_on(model):
     """What is set on the model and its modules themselves, to compare before and after."""
     return {name: (set(vars(module)), module.forward) for name, module in model.named_modules()}
@@ -121,7 +130,7 @@ def test_a_run_that_ends_in_an_error_leaves_nothing_on_the_modules():
     before = everything_on(model)
     handle = apply(model, config_of("FirstBlockCacheConfig"), strict_parity=True)
     with pytest.raises(ValueError, match="No cache context"):
-        model(**FLUX.inputs(torch.ones(FLUX.latent), torch.ones(1, 6, 32), torch.tensor([500.0])))
+        called(model, FLUX)
     handle.remove()
     assert everything_on(model) == before
     apply(model, config_of("FirstBlockCacheConfig"), strict_parity=True)
@@ -180,11 +189,7 @@ def test_a_strategy_of_ours_goes_by_a_name_that_diffusers_removes():
 @pytest.mark.parametrize("order", list(permutations(["inner", "ours", "outer"])), ids="-".join)
 def test_removing_one_of_three_hooks_leaves_the_others_working(order):
     model, engine = Doubling(), Echo()
-    registry = HookRegistry.check_if_exists_or_initialize(model)
-    inner, outer = Counting(), Counting()
-    registry.register_hook(inner, "inner")
-    hook = attached(model, engine)
-    registry.register_hook(outer, "outer")
+    registry, hook, inner, outer = attached_between_two(model, engine)
     left = {"inner": lambda: inner.calls, "ours": lambda: len(engine.seen), "outer": lambda: outer.calls}
     for name in order:
         hook.detach(model) if name == "ours" else registry.remove_hook(name)
@@ -200,11 +205,7 @@ def test_removing_one_of_three_hooks_leaves_the_others_working(order):
 @pytest.mark.parametrize("removed", ["inner", "outer"])
 def test_removed_by_the_registry_it_mends_the_chain_as_well(removed):
     model, engine = Doubling(), Echo()
-    registry = HookRegistry.check_if_exists_or_initialize(model)
-    inner, outer = Counting(), Counting()
-    registry.register_hook(inner, "inner")
-    attached(model, engine)
-    registry.register_hook(outer, "outer")
+    registry, _, inner, outer = attached_between_two(model, engine)
     registry.remove_hook(removed)
     model(torch.ones(()))
     registry.remove_hook("fbc_leader_block_hook", recurse=True)

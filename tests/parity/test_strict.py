@@ -23,8 +23,9 @@ from models import (
     denoise,
     diffusers,
     made,
+    without_context,
 )
-from recording import recorded
+from recording import recorded, recorded_both
 
 WINDOW = (100, 850)
 ATTENTION = [r".*blocks\.\d+\.attn1?$"]
@@ -98,8 +99,7 @@ STRATEGIES = {
 
 def compared(denoiser, new_config, dtype=FLOAT32, **options):
     """Both runs, checked for equality. Ours, to look at what it did."""
-    theirs, their_error = recorded(denoiser, new_config, strict=False, dtype=dtype, **options)
-    ours, our_error = recorded(denoiser, new_config, strict=True, dtype=dtype, **options)
+    (theirs, their_error), (ours, our_error) = recorded_both(denoiser, new_config, dtype=dtype, **options)
     if their_error or our_error:
         raise their_error or our_error
     ours.assert_equal(theirs)
@@ -241,8 +241,7 @@ def test_faster_cache_halves_the_inputs_it_is_told():
 
 def test_faster_cache_with_no_input_it_knows_runs_both_halves():
     settings = GUIDED | dict(_unconditional_conditional_input_kwargs_identifiers=["other"])
-    theirs, their_error = recorded(COGVIDEOX, faster_cache(**settings), strict=False)
-    ours, our_error = recorded(COGVIDEOX, faster_cache(**settings), strict=True)
+    (theirs, their_error), (ours, our_error) = recorded_both(COGVIDEOX, faster_cache(**settings))
     ours.assert_equal(theirs)
     assert type(our_error) is type(their_error)
 
@@ -344,20 +343,14 @@ def cut_to_one_block(model):
 @pytest.mark.parametrize("strict", [False, True], ids=["diffusers", "strict_parity"])
 @pytest.mark.parametrize("strategy", ["FirstBlock", "TaylorSeer order 1"])
 def test_a_call_without_a_context_is_an_error(strategy, strict):
-    from contextlib import nullcontext
-
-    nowhere = dict(context=lambda model, name: nullcontext())
-    _, raised = recorded(FLUX, STRATEGIES[strategy], strict, runs=lambda run, model: [run(**nowhere)])
+    _, raised = recorded(FLUX, STRATEGIES[strategy], strict, runs=lambda run, model: [run(context=without_context)])
     assert isinstance(raised, ValueError)
     assert str(raised).startswith("No cache context is set")
 
 
 @pytest.mark.parametrize("strategy", ["Pyramid", "FasterCache distilled"])
 def test_where_branches_share_one_memory_no_context_is_needed(strategy):
-    from contextlib import nullcontext
-
-    nowhere = dict(context=lambda model, name: nullcontext())
-    assert compared(FLUX, STRATEGIES[strategy], runs=lambda run, model: [run(**nowhere)]).reused()
+    assert compared(FLUX, STRATEGIES[strategy], runs=lambda run, model: [run(context=without_context)]).reused()
 
 
 @pytest.mark.parametrize("denoiser", DENOISERS, ids=named)
@@ -411,8 +404,7 @@ def test_first_block_reuses_on_nan_and_on_nothing(poison):
 
 
 def compared_with_nan(denoiser, new_config, **options):
-    theirs, _ = recorded(denoiser, new_config, strict=False, **options)
-    ours, error = recorded(denoiser, new_config, strict=True, **options)
+    (theirs, _), (ours, error) = recorded_both(denoiser, new_config, **options)
     assert error is None
     assert ours.ran == theirs.ran
     for mine, other in zip(ours.outputs, theirs.outputs):

@@ -8,6 +8,7 @@ from functools import partial
 
 import pytest
 import torch
+from compiling import breaks, counting
 from torch import Tensor, nn
 from toy import (
     Attention,
@@ -27,6 +28,7 @@ from cache_core.strategies.first_block import FirstBlockCache
 from cache_core.strategies.pyramid_attention import PyramidAttentionBroadcast
 from cache_core.strategies.taylorseer import TaylorSeerCache
 
+BLOCK, MODEL = 1, 5  # attentions in a graph
 ALONG = [
     FirstBlockCache(residual_diff_threshold=0.3),
     FirstBlockCache(residual_diff_threshold=0.3, max_order=0),
@@ -97,34 +99,10 @@ class Plain(nn.Module):
         return self.head(x[:, text.shape[1] :])
 
 
-class Compiler:
-    """A backend that counts the graphs it is given, and their runs by the kind of module they are."""
-
-    def __init__(self) -> None:
-        self.graphs, self.runs = 0, Counter()
-
-    def __call__(self, graph, inputs):
-        self.graphs += 1
-        attentions = sum("scaled_dot_product" in str(node.target) for node in graph.graph.nodes)
-        name = {0: "other", 1: "block"}.get(attentions, "model")
-
-        def run(*args):
-            self.runs[name] += 1
-            return graph.forward(*args)
-
-        return run
-
-
 @pytest.fixture
 def compiler():
-    torch._dynamo.reset()
-    torch._dynamo.utils.counters.clear()
-    yield Compiler()
-    torch._dynamo.reset()
-
-
-def breaks() -> int:
-    return sum(torch._dynamo.utils.counters["graph_break"].values())
+    with counting() as compiler:
+        yield compiler
 
 
 def whole(model, compiler):
@@ -170,7 +148,7 @@ def test_blocks_that_are_not_computed_are_left_out_and_the_others_run_compiled(c
     assert sampling.report.count("reused", "forecast") >= 8
     assert sampling.report.blocks == "5 blocks"
     computed = sampling.report.computed_share * 5 * len(sampling.report.calls)
-    assert compiler.runs["block"] == pytest.approx(computed) and compiler.runs["model"] == 0
+    assert compiler.runs[BLOCK] == pytest.approx(computed) and max(compiler.runs) == BLOCK
 
 
 @every_way
@@ -190,7 +168,7 @@ def test_a_strategy_around_the_model_leaves_it_compiled_as_a_whole(compiler, str
     exact, _ = sampled(Plain(), strategy)
     sampling, latent = sampled(whole(Plain(), compiler), strategy)
     assert torch.equal(latent, sampled(Plain(), strategy)[1])
-    assert compiler.runs["model"] == sampling.report.count("computed") == exact.report.count("computed")
+    assert compiler.runs[MODEL] == sampling.report.count("computed") == exact.report.count("computed")
     assert compiler.graphs == 1 and breaks() == 0
 
 
@@ -211,7 +189,7 @@ def test_strategies_of_two_levels_keep_to_what_is_compiled(compiler, way):
     sampling = Sampling(way(Plain(), compiler), strategies)
     exact = Sampling(Plain(), strategies)
     assert torch.equal(sampling.sample(first_latent()), exact.sample(first_latent()))
-    assert compiler.runs["block"] > 0 == breaks()
+    assert compiler.runs[BLOCK] > 0 == breaks()
 
 
 @every_way
@@ -255,4 +233,4 @@ def test_half_of_the_blocks_may_be_compiled(compiler):
         model.blocks[index] = torch.compile(model.blocks[index], backend=compiler)
     sampling, latent = sampled(model, ALONG[0])
     assert torch.equal(latent, sampled(Plain(), ALONG[0])[1])
-    assert sampling.report.blocks == "5 blocks" and compiler.runs["block"] > 10
+    assert sampling.report.blocks == "5 blocks" and compiler.runs[BLOCK] > 10
