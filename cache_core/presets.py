@@ -1,4 +1,4 @@
-"""Which strategy and settings for which family of models, and on whose word. docs/presets.md shows the table."""
+"""Which strategy and settings for which family of models, and where they come from. docs/presets.md shows the table."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Preset:
 
     @property
     def told(self) -> str:
-        """On whose word, as a sentence."""
+        """Where it comes from, as a sentence."""
         if self.evidence == "measured":
             return f"Measured on this model: {self.words}."
         if self.evidence == "published":
@@ -61,16 +61,6 @@ def choose(family: str, quality: str, steps: int, model_name: str = "") -> Choic
     name, settings = described([preset.strategy])
     model = family if family in PRESETS and family != OTHER else model_name or "unknown model"
     return Choice(preset.strategy, f"{model}, {quality}: {name}, {settings}. {preset.told} {SHOWN}")
-
-
-def markdown() -> str:
-    """The table, as docs/presets.md has it."""
-    lines = ["| family | quality | strategy | settings | on whose word |", "|---|---|---|---|---|"]
-    for family, presets in PRESETS.items():
-        for quality, preset in presets.items():
-            cells = (family, quality, *described([preset.strategy]), f"{preset.evidence}: {preset.words}")
-            lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
 
 
 def _first_block(threshold: float, most_hits: int = -1) -> FirstBlockCache:

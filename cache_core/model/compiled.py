@@ -9,11 +9,12 @@ by the compiler: no graph breaks, and nothing to compile again.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 from torch import nn
 
-from .hooks import Hook
+from .hooks import Forward, Hook
 
 INSIDE = "_orig_mod"  # where torch.compile(module) keeps the module, and the part of dotted names that it adds
 CALL = "_compiled_call_impl"  # what module.compile() puts in place of the module's own call
@@ -52,7 +53,7 @@ class Compilation:
     def opened_at(self, hooked: Iterable[nn.Module]) -> list[Hook]:
         """Hooks that run what is compiled around these modules as it was written. Put them before all others."""
         opened = dict.fromkeys(module for inner in hooked for module in self._around.get(inner, ()))
-        return [Hook(module, _as_written(module), entry_of(module)) for module in opened]
+        return [Hook(module, partial(_as_written, module), entry_of(module)) for module in opened]
 
     def compiled_alone(self, blocks: Mapping[nn.Module, str]) -> list[Hook]:
         """Hooks that run these blocks, and by what method, compiled by what compiled the model around them."""
@@ -60,21 +61,15 @@ class Compilation:
         for block, method in blocks.items():
             compilers = [module.dynamo_ctx for module in self._around.get(block, ()) if hasattr(module, "dynamo_ctx")]
             if compilers and block is uncompiled(block) and entry_of(block) != CALL:
-                hooks.append(Hook(block, self._alone(block, compilers[-1]), method))
+                hooks.append(Hook(block, partial(self._alone, block, compilers[-1]), method))
         return hooks
 
-    def _alone(self, block: nn.Module, compiler: Callable[..., Any]) -> Callable[..., Any]:
-        def around(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-            if block not in self._own:
-                self._own[block] = compiler(forward)
-            return self._own[block](*args, **kwargs)
-
-        return around
+    def _alone(self, block: nn.Module, compiler: Any, forward: Forward, /, *args: Any, **kwargs: Any) -> Any:
+        if block not in self._own:
+            self._own[block] = compiler(forward)
+        return self._own[block](*args, **kwargs)
 
 
-def _as_written(module: nn.Module) -> Callable[..., Any]:
-    def around(_: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        inner = uncompiled(module)
-        return (inner if inner is not module else module._call_impl)(*args, **kwargs)
-
-    return around
+def _as_written(module: nn.Module, _: Forward, /, *args: Any, **kwargs: Any) -> Any:
+    inner = uncompiled(module)
+    return (inner if inner is not module else module._call_impl)(*args, **kwargs)

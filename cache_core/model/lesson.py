@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..strategy.tensors import Features
 from .chains import BlockPlan, Chain, block_lists, weights_in
 from .compiled import entry_of, uncompiled
-from .hooks import Around, Forward, Hook
+from .hooks import Forward, Hook
 from .links import BlockRun, Unlinked, copies_of, features_of, streams_through
 from .structure import Path, tensors_in
 
@@ -38,34 +38,32 @@ class Lesson:
         self.model, self.methods, self.is_compiled = model, methods, is_compiled
         self.lists = dict(block_lists(model))
         self.returned: list[Any] = []  # by the model
-        self.runs: dict[str, list[BlockRun]] = {name: [] for name in self.lists}
+        self.runs: dict[str, list[BlockRun]] = {}  # of the blocks of each list, in the order in which lists begin
         self.took: dict[str, dict[Path, Tensor]] = {}  # copies, by list: what the first block took and passes on
         self.gave: dict[tuple[str, int], dict[Path, Tensor]] = {}  # copies: what the first and the last block gave
         self._used: set[str] = set()  # lists something of which ran, be it not through the blocks' forward
         self._running: list[str] = []
-        self._clock = 0
 
     def watching(self) -> list[Hook]:
         """Hooks that watch; they change nothing."""
         hooks = []
         for name, blocks in self.lists.items():
             for index, block in enumerate(blocks.values()):
-                hooks.append(Hook(block, self._watch(name, index), self._method_of(block)))
+                hooks.append(Hook(block, partial(self._watch, name, index), self._method_of(block)))
                 if self.is_compiled:  # a hook on something in the block would be compiled with it
-                    hooks.append(Hook(block, self._use(name), self._method_of(block)))
+                    hooks.append(Hook(block, partial(self._use, name), self._method_of(block)))
                 else:
-                    hooks.append(Hook(_first_leaf(block), self._use(name)))
+                    hooks.append(Hook(_first_leaf(block), partial(self._use, name)))
         return [*hooks, Hook(self.model, partial(noting, self.returned))]
 
     def plan(self) -> BlockPlan:
         """What the call taught."""
         chains, notes = [], []
-        for name, blocks in sorted(self.lists.items(), key=lambda item: [run.began for run in self.runs[item[0]]][:1]):
+        for name, runs in self.runs.items():
             try:
-                chains.append(self._chain(name, blocks))
+                chains.append(self._chain(name, self.lists[name]))
             except Unlinked as why:
-                if self.runs[name] and not any(run.inside for run in self.runs[name]):
-                    notes.append(f"{name} always runs: {why}")
+                notes += [] if any(run.inside for run in runs) else [f"{name} always runs: {why}"]
         plan = BlockPlan(tuple(chains), tuple(notes))
         weights = {name: sum(map(weights_in, blocks.values())) for name, blocks in self.lists.items()}
         in_chains = sum(weights[chain.name] for chain in chains)
@@ -89,40 +87,32 @@ class Lesson:
             left=tuple(last[chain.wirings[-1].gives[stream]] for stream in chain.ends),
         )
 
-    def _use(self, name: str) -> Around:
-        def use(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-            self._used.add(name)
-            return forward(*args, **kwargs)
+    def _use(self, name: str, forward: Forward, /, *args: Any, **kwargs: Any) -> Any:
+        self._used.add(name)
+        return forward(*args, **kwargs)
 
-        return use
-
-    def _watch(self, name: str, index: int) -> Around:
+    def _watch(self, name: str, index: int, forward: Forward, /, *args: Any, **kwargs: Any) -> Any:
         is_first, is_last = index == 0, index == len(self.lists[name]) - 1
-
-        def watch(forward: Forward, *args: Any, **kwargs: Any) -> Any:
-            before = self.runs[name][-1] if self.runs[name] else None
-            run = BlockRun(index, self._clock, self._running[-1] if self._running else None, tensors_in((args, kwargs)))
-            self._clock += 1
-            if before is not None:
-                run.link(before)
-            took = copies_of(run.took) if is_first else {}
-            self._running.append(name)
-            try:
-                output = forward(*args, **kwargs)
-            finally:
-                self._running.pop()
-            if before is not None:
-                before.forget()
-            run.give(output)
-            if is_first:
-                passed_on = set(run.kinds_given.values())
-                self.took[name] = {path: copy for path, copy in took.items() if run.kinds_taken[path] in passed_on}
-            if is_first or is_last:
-                self.gave[name, index] = copies_of(run.gave)
-            self.runs[name].append(run)
-            return output
-
-        return watch
+        runs = self.runs.setdefault(name, [])
+        run = BlockRun(index, self._running[-1] if self._running else None, tensors_in((args, kwargs)))
+        for before in runs[-1:]:
+            run.link(before)
+        took = copies_of(run.took) if is_first else {}
+        self._running.append(name)
+        try:
+            output = forward(*args, **kwargs)
+        finally:
+            self._running.pop()
+        for before in runs[-1:]:
+            before.forget()
+        run.give(output)
+        if is_first:
+            passed_on = set(run.kinds_given.values())
+            self.took[name] = {path: copy for path, copy in took.items() if run.kinds_taken[path] in passed_on}
+        if is_first or is_last:
+            self.gave[name, index] = copies_of(run.gave)
+        runs.append(run)
+        return output
 
     def _chain(self, name: str, blocks: dict[str, nn.Module]) -> Chain:
         """The list as a chain. Raises `Unlinked` if it is none."""

@@ -24,7 +24,6 @@ class BlockRun:
     """One block's run. Tensors are dropped once the next block has run; what is known of them stays."""
 
     index: int
-    began: int
     inside: str | None  # the list whose block was running
     took: dict[Path, Tensor]
     gave: dict[Path, Tensor] = field(default_factory=dict)

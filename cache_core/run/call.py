@@ -113,7 +113,7 @@ class ModelCall:
         """So that an attention operation is known by the block it runs in."""
         sites = self.model.sites
         blocks = sites.blocks.items() if sites.are_attended else ()
-        return [Hook(block, self._naming(name), entry_of(block)) for name, block in blocks]
+        return [Hook(block, partial(self._around_block, name), entry_of(block)) for name, block in blocks]
 
     def _between_compiled(self, hooks: list[Hook]) -> list[Hook]:
         """These, and before them those that keep torch.compile's work around and behind them, never through them."""
@@ -130,29 +130,24 @@ class ModelCall:
         return [*opened, *hooks]
 
     def _at(self, strategy: Strategy, site: Site) -> Around:
-        is_passing = not strategy.steps_in_at(site)
+        return partial(self._around_site, strategy, site)
 
-        def around(forward: Forward, *args: Any, **kwargs: Any) -> Any:
-            outer = self._is_inside_attention
-            self._is_inside_attention |= site.level == "attention"
-            try:
-                if is_passing:
-                    return forward(*args, **kwargs)
-                return at_module(self._visit(strategy, site), forward, args, kwargs)
-            finally:
-                self._is_inside_attention = outer
-
-        return around
-
-    def _naming(self, block: str) -> Around:
-        def around(forward: Forward, *args: Any, **kwargs: Any) -> Any:
-            self._running.append(block)
-            try:
+    def _around_site(self, strategy: Strategy, site: Site, forward: Forward, /, *args: Any, **kwargs: Any) -> Any:
+        outer = self._is_inside_attention
+        self._is_inside_attention |= site.level == "attention"
+        try:
+            if not strategy.steps_in_at(site):
                 return forward(*args, **kwargs)
-            finally:
-                self._running.pop()
+            return at_module(self._visit(strategy, site), forward, args, kwargs)
+        finally:
+            self._is_inside_attention = outer
 
-        return around
+    def _around_block(self, name: str, forward: Forward, /, *args: Any, **kwargs: Any) -> Any:
+        self._running.append(name)
+        try:
+            return forward(*args, **kwargs)
+        finally:
+            self._running.pop()
 
     # What they need
 

@@ -1,8 +1,8 @@
 """`CacheRun`: what adapters call, from the first evaluation of a sampling run to its end."""
 
 import threading
-from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 from torch import Tensor, nn
@@ -80,20 +80,13 @@ class CacheRun:
         if self.state.terms.strategies:
             self.state.path.goes_on(latent, prediction)
 
-    @contextmanager
-    def in_threads(self, branches: Collection[Hashable]) -> Iterator[None]:
-        """While model calls of this evaluation run in threads, each on a model of its own.
+    def in_threads(self, branches: Collection[Hashable]) -> AbstractContextManager[None]:
+        """While model calls of this evaluation, of all these branches, run in threads, each on a model of its own.
 
-        `branches` are all that will be called: with one that was not in the evaluation before, all compute, whichever
-        thread is first. Before the threads begin, tell the evaluation which model leads: `begin_threads`.
+        With a branch that was not in the evaluation before, all compute, whichever thread is first. Before the threads
+        begin, tell the evaluation which model leads: `begin_threads`.
         """
-        evaluation = self.state.evaluation
-        try:
-            with evaluation.in_threads(branches):
-                yield
-        finally:
-            if evaluation.missed_leader:
-                self.report.note(NO_LEADER)
+        return self.state.evaluation.in_threads(branches)
 
     def call_model(
         self,
@@ -191,6 +184,8 @@ class CacheRun:
         return getattr(self._here, "call", None)
 
     def _record(self, state: CallState, visits: Sequence[Visit], labels: tuple[str, ...]) -> None:
+        if state.evaluation.missed_leader:
+            self.report.note(NO_LEADER)
         with self._lock:
             if any(visit.has_kept for visit in visits):
                 self.report.held(self.state.memories.bytes_held)

@@ -72,7 +72,7 @@ class BlockStack:
         """The model call is over. Whether every chain ran as it should; if not, nothing is kept."""
         is_complete = self.is_as_learned and self.expected == [len(chain.blocks) for chain in self.plan.chains]
         if is_complete and not all(memory.ran in (None, self.ran) for memory in self.visit.memories):
-            self.visit.forget()
+            self.visit.call.run.memories.forget(self.visit.contexts)
             return False
         if not is_complete and self.answers is None and any(self.expected):
             self.visit.note(OTHER_BLOCKS)

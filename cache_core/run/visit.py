@@ -51,7 +51,7 @@ class Visit:
         self.was_answered = self.has_kept = False
         self.units = call.model.plan.block_count if site.level == "model" else 1
         self.units_computed = self.units if self.is_excluded else 0
-        self._contexts, self._is_separable = call.contexts, True
+        self.contexts, self._is_separable = call.contexts, True
 
     def decide(self, given: Sequence[Tensor], in_rows: Sequence[Tensor] = ()) -> Request | Features:
         """What the strategy wants computed first, or what stands in for the site, of all branches.
@@ -60,13 +60,13 @@ class Visit:
         that must hold the rows of all branches; where they can't, the branches are taken as one.
         """
         if not self._have_rows(in_rows):
-            self._contexts = (self._contexts,)
-        run, evaluation, count = self.call.run, self.call.evaluation, len(self._contexts)
+            self.contexts = (self.contexts,)
+        run, evaluation, count = self.call.run, self.call.evaluation, len(self.contexts)
         self._layout = tuple(  # of one branch's share; whole shapes where the first axis does not divide
             (tensor.shape[0] // count, *tensor.shape[1:]) if self._have_rows([tensor]) else (count, *tensor.shape)
             for tensor in given
         )
-        self.memories = [run.memories.of(context, self.strategy, self.site) for context in self._contexts]
+        self.memories = [run.memories.of(context, self.strategy, self.site) for context in self.contexts]
         if any(memory.layout != self._layout for memory in self.memories):
             evaluation.must_compute.add(self.strategy)
         self._may_reuse = self.strategy not in evaluation.must_compute and not evaluation.all_compute
@@ -84,7 +84,7 @@ class Visit:
 
     def split(self, tensors: Sequence[Tensor]) -> list[Features] | None:
         """Each branch's share of these; None where the branches can't be told apart."""
-        count = len(self._contexts)
+        count = len(self.contexts)
         if count == 1:
             return [tuple(tensors)]
         return list(zip(*(tensor.chunk(count) for tensor in tensors))) if self._have_rows(tensors) else None
@@ -104,10 +104,6 @@ class Visit:
         for memory in self.memories:
             memory.layout, memory.structure, memory.ran = self._layout, structure, ran
         self.has_kept = True
-
-    def forget(self) -> None:
-        """The branches' features are of no more use."""
-        self.call.run.memories.forget(self._contexts)
 
     @property
     def is_excluded(self) -> bool:
@@ -148,4 +144,4 @@ class Visit:
         return tuple(answers[0]) if len(answers) == 1 else tuple(map(torch.cat, zip(*answers)))
 
     def _have_rows(self, tensors: Sequence[Tensor]) -> bool:
-        return all(tensor.ndim and tensor.shape[0] % len(self._contexts) == 0 for tensor in tensors)
+        return all(tensor.ndim and tensor.shape[0] % len(self.contexts) == 0 for tensor in tensors)

@@ -12,7 +12,7 @@ from ..strategy.setting import setting
 from ..strategy.spacing import Broadcast
 from ..strategy.step import Schedule, Step
 from ..strategy.strategy import COMPUTE, CONDITIONAL, Around, Call, Site, Strategy
-from ..strategy.windows import check_windows, ends_at, has_step, is_open, starts_at
+from ..strategy.windows import check_windows, ends_at, is_open, obstacle_in, starts_at
 
 WINDOWS = (
     "spatial_attention_timestep_skip",
@@ -126,9 +126,7 @@ class FasterCache(Strategy):
             "unconditional_batch": self.unconditional_batch_skip_range,
         }
         wanted = [f"{name}_timestep_skip" for name, skip_range in ranges.items() if skip_range > 1]
-        if any(has_step(self, window, schedule) for window in wanted):
-            return ""
-        return f"none of the {schedule.count} steps after the first is within the timesteps to skip"
+        return obstacle_in(self, wanted, schedule)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -9,7 +9,7 @@ from ..strategy.spacing import Broadcast
 from ..strategy.step import Schedule
 from ..strategy.strategy import COMPUTE, Around, Call, Site, Strategy
 from ..strategy.tensors import Features
-from ..strategy.windows import check_windows, ends_at, has_step, is_open, starts_at
+from ..strategy.windows import check_windows, ends_at, is_open, obstacle_in, starts_at
 
 KINDS = ("spatial", "temporal", "cross")
 
@@ -75,9 +75,7 @@ class PyramidAttentionBroadcast(Strategy):
 
     def obstacle(self, schedule: Schedule) -> str:
         windows = [f"{kind}_attention_timestep_skip" for kind in KINDS if self._range_of(kind) > 1]
-        if any(has_step(self, window, schedule) for window in windows):
-            return ""
-        return f"none of the {schedule.count} steps after the first is within the timesteps to skip"
+        return obstacle_in(self, windows, schedule)
 
     def __post_init__(self) -> None:
         super().__post_init__()

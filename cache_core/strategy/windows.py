@@ -44,6 +44,9 @@ def check_windows(strategy: Strategy, *names: str) -> None:
             )
 
 
-def has_step(strategy: Strategy, name: str, schedule: Schedule) -> bool:
-    """Whether a step of the schedule after its first lies in this window of the strategy's."""
-    return any(is_open(strategy, name, schedule.step_at(sigma)) for sigma in schedule.sigmas[1 : schedule.count])
+def obstacle_in(strategy: Strategy, names: list[str], schedule: Schedule) -> str:
+    """That no step of the schedule after its first lies in any of these windows; "" if one does."""
+    steps = [schedule.step_at(sigma) for sigma in schedule.sigmas[1 : schedule.count]]
+    if any(is_open(strategy, name, step) for name in names for step in steps):
+        return ""
+    return f"none of the {schedule.count} steps after the first is within the timesteps to skip"

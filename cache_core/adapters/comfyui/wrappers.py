@@ -16,14 +16,15 @@ from typing import Any
 
 import torch
 from comfy.model_patcher import ModelPatcher
+from comfy.model_sampling import ModelSamplingDiscrete
 from comfy.patcher_extension import WrappersMP
 
 from ...run.run import CacheRun
+from ...strategy.step import Schedule
 from ...strategy.strategy import Strategy
 from .contexts import contexts_of, labels_of
 from .exceptions import METHOD_OF_BLOCK, OTHER_CACHES, refuse_other_caches, why_computed
 from .guidance import denoised_of_branches
-from .schedule import schedule_of
 from .watching import Watch, watched
 from .weights import FETCHED_ALL_THE_SAME, are_fetched_all_the_same, fetch_no_more_blocks
 
@@ -121,6 +122,15 @@ def _put_innermost(options: dict) -> None:
     if KEY in around:
         around[KEY] = around.pop(KEY)
         options["wrappers"] = wrappers | {WrappersMP.APPLY_MODEL: around}
+
+
+def schedule_of(model: ModelPatcher, sigmas: torch.Tensor) -> Schedule:
+    """The sigmas of one sampling run, and how this model counts them."""
+    sampling = model.get_model_object("model_sampling")
+    timestep_of = None  # of a flow model: its sigma in thousandths
+    if isinstance(sampling, ModelSamplingDiscrete):
+        timestep_of = lambda sigma: float(sampling.timestep(torch.tensor(sigma)))  # noqa: E731
+    return Schedule(sigmas.tolist(), sampling.percent_to_sigma, timestep_of)
 
 
 def predict_noise(executor: Any, x: Any, timestep: Any, model_options: dict = {}, seed: Any = None) -> Any:
