@@ -1,4 +1,4 @@
-# Everything sets itself up in .venv. On Windows, or without make, use the pip lines of the README.
+# Everything sets itself up in .venv. On Windows, or without make, use the pip lines of docs/development.md.
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 COMFYUI_PATH ?= $(HOME)/comfy/ComfyUI

@@ -111,6 +111,20 @@ class SideBySide:
 
 
 @dataclass
+class Ended:
+    """Collects the report of a run that ended by itself."""
+
+    report: Report
+    reports: list[Report]
+
+    def called(self) -> None: ...
+
+    def ended(self, latent: Any) -> None:
+        if self.report.state == "finished":
+            self.reports.append(self.report)
+
+
+@dataclass
 class Run:
     """One sampling run, each call made both ways."""
 
@@ -153,7 +167,7 @@ class Sampling:
         pairs, reports = SideBySide(meter), []
         model = self.model.clone()
         model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "benchmark", pairs)  # first in, so outside the cache's
-        model = with_cache(model, strategy, lambda report, latent: reports.append(report))
+        model = with_cache(model, strategy, watch=lambda report: Ended(report, reports))
         sample = lambda: comfy.sample.sample(  # noqa: E731
             model, self.noise, steps, 1.0, "euler", "simple", self.prompt, self.prompt, torch.zeros_like(self.noise),
             disable_pbar=True, seed=1,
