@@ -42,6 +42,7 @@ def learn(
         run.report.note(note)
     if why_not:
         run.report.note(f"the model's blocks could not be read ({why_not}), so they always run")
-    for strategy in run.terms.strategies if plan.chains else ():
+    learned = [lesson.streams_of(chain) for chain in plan.chains]
+    for strategy in run.terms.strategies if learned else ():
         if "model" in strategy.levels:
-            keep_learned(visit(strategy), plan, [lesson.streams_of(chain) for chain in plan.chains])
+            keep_learned(visit(strategy), plan, learned)

@@ -3,19 +3,18 @@
 import gc
 import weakref
 from collections import Counter
-from dataclasses import dataclass, is_dataclass
+from dataclasses import is_dataclass
 
 import pytest
 import torch
+from zoo.replay import Replay
 
 from cache_core.run.run import CacheRun
 from cache_core.strategies.faster_cache import FasterCache
 from cache_core.strategies.first_block import FirstBlockCache
 from cache_core.strategies.pyramid_attention import PyramidAttentionBroadcast
 from cache_core.strategies.taylorseer import TaylorSeerCache
-from cache_core.strategy.forecast import History
 from cache_core.strategy.step import Schedule
-from cache_core.strategy.strategy import COMPUTE, FIRST_BLOCK, Strategy
 
 PROMPT = "a big red ball at the center on a blue striped background"
 OFF = [
@@ -212,25 +211,6 @@ def test_the_latent_that_goes_in_is_not_changed(demo, cached):
     before = latent.clone()
     demo.sample(cached(demo.model(), TaylorSeerCache()), [PROMPT], latent=latent, denoise=0.5)
     assert torch.equal(latent, before)
-
-
-@dataclass(frozen=True)
-class Replay(Strategy):
-    """Computes once, then always reuses: what comes out for the same inputs must be the same."""
-
-    probes: bool = False
-    title = "Replay"
-    levels = ("model",)
-
-    def new_state(self, site):
-        return History(capacity=1)
-
-    def around(self, call, state):
-        if self.probes:
-            yield FIRST_BLOCK
-        if call.may_reuse:
-            return state.combined([1.0])
-        state.add(0.0, (yield COMPUTE))
 
 
 @pytest.mark.parametrize("probes", [False, True], ids=["whole stack", "behind the first block"])
