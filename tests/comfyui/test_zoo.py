@@ -58,7 +58,8 @@ def with_addition(request, specimen):
 @each_off
 @each_cfg
 def test_off_is_off(specimen, strategy, cfg):
-    assert equal(specimen.sampled(strategy, cfg, steps=3).latent, specimen.sampled(None, cfg, steps=3).latent)
+    plain = specimen.sampled(None, cfg, steps=3)  # first: where that fails, an older ComfyUI is to blame
+    assert equal(specimen.sampled(strategy, cfg, steps=3).latent, plain.latent)
 
 
 @for_each(cases.EVERY)
