@@ -10,7 +10,7 @@ import torch
 from ..strategy.forecast import History, recursion_weights, safe_weights
 from ..strategy.setting import setting
 from ..strategy.spacing import published_steps, sigma_spaced_steps
-from ..strategy.step import Schedule, Step
+from ..strategy.step import OpenSchedule, Schedule, Step
 from ..strategy.strategy import COMPUTE, Around, Call, Level, Site, Strategy
 
 NOISE_IS_ADDED = (
@@ -19,6 +19,14 @@ NOISE_IS_ADDED = (
 )
 # Attention and feed-forward modules by the names that models give them, wherever they are in a block.
 ATTENTION_OR_FEED_FORWARD = r".*\.\d+\.(.*\.)?(\w+_)?(attn\d?|attention|mlp|ff|ffn|feed_forward)(_context)?"
+
+
+@dataclass
+class TaylorSeerState:
+    """What one branch keeps at one site."""
+
+    outputs: History
+    step: int = -1  # the last one that was computed, by its index
 
 
 @dataclass(frozen=True)
@@ -38,24 +46,26 @@ class TaylorSeerCache(Strategy):
     source = "TaylorSeer, arXiv 2503.06923"
     aliases = ("Taylor", "forecast", "skip steps", "Spectrum", "HiCache", "cache-dit")
 
-    def new_state(self, site: Site) -> History:
-        return History(capacity=self.max_order + 1, dtype=self.taylor_factors_dtype)
+    def new_state(self, site: Site) -> TaylorSeerState:
+        return TaylorSeerState(History(capacity=self.max_order + 1, dtype=self.taylor_factors_dtype))
 
-    def around(self, call: Call, state: History) -> Around:
+    def around(self, call: Call, state: TaylorSeerState) -> Around:
         computes = self._computes(call, state)
         if call.may_reuse and not computes:
-            weights = self._weights(call, state.nodes)
+            weights = self._weights(call, state.outputs.nodes)
             call.order = len(weights) - 1
-            return state.combined(weights)
-        state.add(self._node(call.step), (yield COMPUTE))
+            return state.outputs.combined(weights)
+        state.outputs.add(self._node(call.step), (yield COMPUTE))
+        state.step = call.step.index
 
-    def _computes(self, call: Call, state: History) -> bool:
+    def _computes(self, call: Call, state: TaylorSeerState) -> bool:
         step, schedule = call.step, call.schedule
         if 0 <= self.disable_cache_after_step <= step.index:
             call.reason = f"from disable_cache_after_step {self.disable_cache_after_step} on"
             return True
-        is_planned = step.index in self.computed_steps(schedule)
-        if is_planned and not state.has(self._node(step)):
+        planned = self.computed_steps(schedule)
+        is_planned = step.index in planned or any(state.step < index < step.index for index in planned)  # or overdue
+        if is_planned and not state.outputs.has(self._node(step)):
             call.reason = "planned"
             return True
         if is_planned and call.may_reuse:
@@ -78,8 +88,17 @@ class TaylorSeerCache(Strategy):
         return step.time if self.weights == "sigma" else float(step.index)
 
     def computed_steps(self, schedule: Schedule) -> tuple[int, ...]:
-        """The steps computed because of warm-up and interval."""
-        if self.spacing == "steps" or schedule.is_open:
+        """The steps computed because of warm-up and interval.
+
+        Where sigmas turn round both begin anew, and the step that leads there, a long one as a rule, is computed too.
+        """
+        if isinstance(schedule, OpenSchedule):
+            planned = published_steps(schedule.count, self.disable_cache_before_step, self.cache_interval)
+            anew = schedule.turns
+            legs = zip(anew, [*anew[1:], schedule.count])
+            steps = {turn + step for turn, end in legs for step in planned if turn + step < end}
+            return tuple(sorted(steps | {turn - 1 for turn in anew[1:]}))
+        if self.spacing == "steps":
             return published_steps(schedule.count, self.disable_cache_before_step, self.cache_interval)
         return sigma_spaced_steps(schedule.times, self.disable_cache_before_step, self.cache_interval)
 

@@ -3,7 +3,7 @@
 from .forecast import History, recursion_weights, safe_weights, safe_weights_on_device
 from .setting import setting
 from .spacing import Broadcast, published_steps, sigma_spaced_steps
-from .step import OpenSchedule, Schedule, Step
+from .step import OpenSchedule, Schedule, Step, schedule_of
 from .strategy import (
     COMPUTE,
     CONDITIONAL,
@@ -24,5 +24,5 @@ __all__ = [
     "COMPUTE", "CONDITIONAL", "FIRST_BLOCK", "GUIDANCE", "Around", "AttentionKind", "Broadcast", "Call", "Features",
     "History", "Level", "OpenSchedule", "Request", "Schedule", "Site", "Step", "Strategy", "check_windows", "copied",
     "ends_at", "obstacle_in", "is_open", "published_steps", "recursion_weights", "relative_change", "safe_weights",
-    "safe_weights_on_device", "same_layout", "sampled_tokens", "setting", "sigma_spaced_steps", "starts_at",
+    "safe_weights_on_device", "same_layout", "sampled_tokens", "schedule_of", "setting", "sigma_spaced_steps", "starts_at",
 ]  # fmt: skip

@@ -10,7 +10,7 @@ from toy import sigmas_of
 from cache_core import Schedule
 from cache_core.strategies.taylorseer import TaylorSeerCache
 from cache_core.strategy.spacing import Broadcast, published_steps, sigma_spaced_steps
-from cache_core.strategy.step import OpenSchedule
+from cache_core.strategy.step import OpenSchedule, schedule_of
 
 EVEN = [1.0, 0.75, 0.5, 0.25, 0.0]
 few = settings(max_examples=60, deadline=None)  # a busy machine must not fail a test
@@ -50,10 +50,45 @@ def test_repeated_sigmas_are_the_last_of_their_steps():
     assert step.index == 3
 
 
-def test_a_schedule_that_restarts_is_followed_to_its_last_entry_of_that_noise():
-    schedule = Schedule([1.0, 0.6, 0.3, 0.8, 0.4, 0.0])
-    assert schedule.step_at(0.4).index == 4
-    assert schedule.step_at(1.0).index == 0
+@pytest.mark.parametrize("bent", [[1.0, 0.6, 0.3, 0.8, 0.4, 0.0], [0.0, 1.0, 0.5, 0.0], [0.2, 0.6, 0.1]])
+def test_sigmas_that_both_fall_and_rise_are_counted_as_they_come(bent):
+    schedule = schedule_of(bent)
+    assert [schedule.step_at(sigma).index for sigma in bent[:-1]] == list(range(len(bent) - 1))
+    assert schedule.is_open
+    with pytest.raises(ValueError, match="schedule_of"):
+        Schedule(bent)
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+@pytest.mark.parametrize("last", [1.0, 0.95])
+def test_a_rising_schedule_is_followed_as_a_falling_one_is(shift, last):
+    rising = [last * sigma for sigma in sigmas_of(20, shift)[::-1]]
+    schedule = schedule_of(rising)
+    steps = [schedule.step_at(sigma) for sigma in rising[:-1]]
+    assert [step.index for step in steps] == list(range(20))
+    assert steps[0].position == 0 and all(step.length > 0 for step in steps)
+    assert sum(step.length for step in steps) == pytest.approx(20)
+    assert schedule.step_at((rising[4] + rising[5]) / 2).index == 4
+
+
+@pytest.mark.parametrize("noise", [1 - 5e-6, 1, 1 + 5e-6])
+def test_the_last_digits_of_float32_do_not_change_the_step_of_a_rising_schedule(noise):
+    sigmas = sigmas_of(30, shift=3.0)[::-1]
+    assert [Schedule(sigmas).step_at(sigma * noise).index for sigma in sigmas[:-1]] == list(range(30))
+
+
+def test_shares_of_a_rising_schedule_count_from_its_noisy_end():
+    schedule = Schedule(EVEN[::-1])
+    within = [schedule.is_within(schedule.step_at(sigma), 0.0, 0.4) for sigma in EVEN]
+    assert within == [True, True, False, False, False]
+
+
+@pytest.mark.parametrize(
+    ("sigmas", "is_flow", "time"), [([1.2, 0.5, 0.0], False, 1.2 / 2.2), ([1.2, 0.5, 0.0], True, 1.2)]
+)
+def test_whether_sigmas_are_shares_of_noise_is_what_the_model_says(sigmas, is_flow, time):
+    step = schedule_of(sigmas, is_flow=is_flow).step_at(1.2)
+    assert (step.time, step.timestep) == pytest.approx((time, 1000 * time))
 
 
 @pytest.mark.parametrize("sigmas", [[1.0, 0.0], [1.0], [0.7, 0.7]])
@@ -109,18 +144,9 @@ def test_an_open_schedule_makes_a_step_of_each_sigma_it_reaches():
     assert schedule.count == 4
 
 
-def test_an_open_schedule_finds_a_sigma_again_that_it_passed():
+def test_an_open_schedule_counts_a_sigma_that_comes_again_as_another_step():
     schedule = OpenSchedule()
-    assert [schedule.step_at(sigma).index for sigma in (0.9, 0.6, 0.3, 0.9, 0.6, 0.7, 1.2, 0.3)] == [
-        0,
-        1,
-        2,
-        0,
-        1,
-        0,
-        0,
-        2,
-    ]
+    assert [schedule.step_at(sigma).index for sigma in (0.9, 0.6, 0.3, 0.9, 0.9, 0.6)] == [0, 1, 2, 3, 3, 4]
 
 
 @pytest.mark.parametrize(

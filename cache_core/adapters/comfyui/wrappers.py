@@ -14,13 +14,14 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from comfy.model_patcher import ModelPatcher
-from comfy.model_sampling import ModelSamplingDiscrete
+from comfy.model_sampling import CONST, ModelSamplingDiscrete
 from comfy.patcher_extension import WrappersMP
 
 from ...run.run import CacheRun
-from ...strategy.step import Schedule
+from ...strategy.step import Schedule, schedule_of
 from ...strategy.strategy import Strategy
 from .contexts import contexts_of, labels_of
 from .exceptions import METHOD_OF_BLOCK, OTHER_CACHES, refuse_other_caches, why_computed
@@ -33,6 +34,8 @@ logger = logging.getLogger(__name__)
 KEY = "refrain"
 ATTENTION = "optimized_attention_override"  # the transformer option through which attention operations are sent
 CONTROLNET = "the ControlNet still runs at every step; only the model's own blocks are saved"
+TINY = 1e-12  # a sigma, for its logarithm
+UNORDERED = "the sigmas of this run both fall and rise, so steps are counted as they come and spaced evenly"
 OTHER_CACHE = "{} is on this model too; the calls that it leaves out count as computed here"
 
 
@@ -88,8 +91,11 @@ class _Wrappers:
         refuse_other_caches(self.strategies, options)  # a node may have been added since
         sigmas = kwargs["sigmas"] if "sigmas" in kwargs else args[3]
         mask = kwargs["denoise_mask"] if "denoise_mask" in kwargs else args[4] if len(args) > 4 else None
-        schedule = schedule_of(guider.model_patcher, sigmas)
+        schedule = schedule_for(guider.model_patcher, sigmas)
         run = CacheRun(self.strategies, schedule, METHOD_OF_BLOCK, fetch_no_more_blocks, denoise_mask=mask)
+        if schedule.is_open:
+            run.report.steps = len(sigmas) - 1
+            run.report.note(UNORDERED)
         run.report.owners = tuple(owner for _, owner in self.parts)
         options[KEY] = run
         _put_innermost(options)
@@ -124,13 +130,14 @@ def _put_innermost(options: dict) -> None:
         options["wrappers"] = wrappers | {WrappersMP.APPLY_MODEL: around}
 
 
-def schedule_of(model: ModelPatcher, sigmas: torch.Tensor) -> Schedule:
-    """The sigmas of one sampling run, and how this model counts them."""
-    sampling = model.get_model_object("model_sampling")
-    timestep_of = None  # of a flow model: its sigma in thousandths
-    if isinstance(sampling, ModelSamplingDiscrete):
-        timestep_of = lambda sigma: float(sampling.timestep(torch.tensor(sigma)))  # noqa: E731
-    return Schedule(sigmas.tolist(), sampling.percent_to_sigma, timestep_of)
+def schedule_for(model: ModelPatcher, sigmas: torch.Tensor) -> Schedule:
+    """The sigmas of one sampling run, and how this model counts them. Reads the device, once a run."""
+    sampling, timestep_of = model.get_model_object("model_sampling"), None
+    if isinstance(sampling, ModelSamplingDiscrete):  # counts in a table; other models by the noise's share
+        table = np.log(sampling.sigmas.double().cpu().numpy())
+        nearest = lambda sigma: np.abs(table - np.log(max(sigma, TINY))).argmin()  # noqa: E731
+        timestep_of = lambda sigma: float(nearest(sigma)) * 1000 / len(table)  # noqa: E731
+    return schedule_of(sigmas.tolist(), sampling.percent_to_sigma, timestep_of, isinstance(sampling, CONST))
 
 
 def predict_noise(executor: Any, x: Any, timestep: Any, model_options: dict = {}, seed: Any = None) -> Any:
