@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from math import nan
 from threading import Condition
 
-from torch import Tensor, nn
+from torch import nn
 
 from ..model import uncompiled
 from ..strategy import Site, Strategy
@@ -29,7 +29,6 @@ class Evaluation:
     number: int = 0
     before: Evaluation | None = None  # the last one in which the model was called
     sigma: SigmaReading | None = None  # of all its calls, where that is known
-    noise_share: Tensor | None = None  # of the latent's move to here: what no deterministic sampler makes
     contexts: set[tuple[Hashable, int]] = field(default_factory=set)  # that were called, and for which time
     announced: set[Hashable] = field(default_factory=set)  # branches that were to run in threads
     must_compute: set[Strategy] = field(default_factory=set)  # those one of whose branches has nothing to reuse
@@ -42,10 +41,10 @@ class Evaluation:
     _measures: dict[tuple[Strategy, Site], float] = field(default_factory=dict)
     _told: Condition = field(default_factory=Condition)
 
-    def following(self, sigma: SigmaReading | None, noise_share: Tensor | None) -> Evaluation:
+    def following(self, sigma: SigmaReading | None) -> Evaluation:
         """The one after it. If another node answered this one without a model call, no branch was away in it."""
         before, self.before = self if self.contexts else self.before, None  # no chain of them
-        return Evaluation(self.number + 1, before, sigma, noise_share, missed_leader=self.missed_leader)
+        return Evaluation(self.number + 1, before, sigma, missed_leader=self.missed_leader)
 
     def own_contexts(self, contexts: Sequence[Hashable]) -> tuple[tuple[Hashable, int], ...]:
         """Apart from other calls of the same branch in this evaluation, such as a guidance's second look.

@@ -1,6 +1,7 @@
 """`CacheRun`: what adapters call, from the first evaluation of a sampling run to its end."""
 
 import threading
+import weakref
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -11,8 +12,9 @@ from ..report.record import Stopwatch
 from ..report.report import Report
 from ..strategy import GUIDANCE, Level, Schedule, Strategy
 from .call import ModelCall, record_of
+from .going_on import FEW_TIMES, begin_unasked, follow, go_on
 from .models import KnownModel, Models
-from .noise import LatentPath
+from .path import LatentPath, Paths
 from .ranks import Ranks
 from .reading import SigmaReading
 from .sites import at_guidance
@@ -55,7 +57,8 @@ class CacheRun:
         obstacles = () if schedule.is_open else filter(None, (strategy.obstacle(schedule) for strategy in on))
         self.report = Report(tuple(strategies), schedule.count, obstacles=tuple(obstacles))
         terms = Terms(on, schedule, ranks or Ranks(), methods or {}, on_blocks_left_out)
-        self.state = RunState(terms, Models(on), LatentPath(denoise_mask), self.report)
+        self.state = RunState(terms, Models(on), Paths(LatentPath(denoise_mask)), self.report)
+        self._asked_about: Callable[[], Tensor | None] = lambda: None  # the last latent, of a host that says no more
         self._here = threading.local()  # .call: the model call that runs in this thread
         self._lock = threading.Lock()  # around the report
 
@@ -63,22 +66,32 @@ class CacheRun:
         """Whether one of the strategies works at this level."""
         return self.state.terms.steps_in_at(level)
 
+    @property
+    def is_evaluating(self) -> bool:
+        """Whether an evaluation was begun and not ended."""
+        return self.state.is_evaluating
+
     def begin_evaluation(self, sigma: SigmaReading | None = None, latent: Tensor | None = None) -> None:
         """The sampler asks for the noise prediction once more; of all branches at this sigma, where that is known.
 
-        With the latent, and with `end_evaluation`, it is seen whether the sampler adds noise between its steps.
+        With the latent, and with `end_evaluation`, it is seen whether the sampler adds noise between its steps. Where
+        nobody begins evaluations, one begins with each sigma, and when a branch comes again.
         """
-        state = self.state
-        share = state.path.noise_share(latent) if latent is not None and state.terms.strategies else None
-        state.evaluation = state.evaluation.following(sigma, share)
-        before = state.evaluation.before
-        if before is not None and not before.without_unconditional:
-            state.memories.forget_all_but(before.contexts)
+        self.state.begin_evaluation(sigma, latent)
+        self.state.is_evaluating = True
 
-    def end_evaluation(self, latent: Tensor, prediction: Tensor) -> None:
-        """The sampler is given this prediction of the clean latent, guidance and all, for this latent."""
-        if self.state.terms.strategies:
-            self.state.path.goes_on(latent, prediction)
+    def begin_evaluation_of(self, latent: Tensor) -> None:
+        """The same, where all that is known is what is asked about: a second look at one latent begins no other."""
+        if self._asked_about() is latent:
+            self.state.is_evaluating = True
+        else:
+            self.begin_evaluation(latent=latent)
+            self._asked_about = weakref.ref(latent)
+
+    def end_evaluation(self, *predictions: Tensor) -> None:
+        """The sampler is given this prediction of the clean latent, guidance and all, or those it is weighed from."""
+        self.state.is_evaluating = False
+        self.state.paths.whole.predicted(*predictions)
 
     def in_threads(self, branches: Collection[Hashable]) -> AbstractContextManager[None]:
         """While model calls of this evaluation, of all these branches, run in threads, each on a model of its own.
@@ -96,6 +109,7 @@ class CacheRun:
         contexts: Sequence[Hashable],
         labels: Sequence[str] = (),
         inputs: Sequence[Any] | None = None,
+        latent: Tensor | None = None,
     ) -> Any:
         """Run `forward`, which calls `model` once, with the strategies in place. Returns what `forward` returns.
 
@@ -105,15 +119,19 @@ class CacheRun:
 
         `contexts` says whose forward pass this is, one key for each branch joined along the batch axis; whatever makes
         old features unusable (another prompt, window, shape, model instance) belongs into the key. `labels` names the
-        branches in the report.
+        branches in the report. `latent`, (branches * pictures, ...), is what the model is asked about: if it is none
+        that goes on from what these branches were asked about before, what they keep is dropped.
         """
         known, outer = self.state.models.of(model), self._call_here
         with known.lock:
             state = self._new_call(known, sigma, contexts)
+            paths = follow(state, latent)
             try:
                 with state.watch:
                     self._here.call = call = ModelCall(state, forward, inputs)
                     output = call.compute()
+                if paths:
+                    go_on(self.state, paths, output)
             finally:
                 self._here.call = outer
                 state.evaluation.ended_call(model)
@@ -135,6 +153,7 @@ class CacheRun:
         sigma: Tensor,
         context: Hashable,
         label: str = "negative",
+        latent: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """The noise predictions of one evaluation with and without the prompt, by `predict(with, without)`.
 
@@ -142,9 +161,10 @@ class CacheRun:
         those of the branch without the prompt; both predictions have the latent's shape.
         """
         strategy, evaluation = self.state.terms.at_guidance, self.state.evaluation
-        if strategy is None:
+        if strategy is None or self.state.others_seen >= FEW_TIMES:
             return predict(True, True)
         state = self._new_call(self.state.models.of(model), sigma, [("guidance", context)])
+        paths = follow(state, latent)
         visit, before, known = Visit(state, strategy, GUIDANCE), evaluation.before, evaluation.sigma
 
         def noting_branches(conditional: bool, unconditional: bool) -> tuple:
@@ -157,6 +177,8 @@ class CacheRun:
             predictions = at_guidance(visit, noting_branches)
         finally:
             evaluation.sigma = known
+        if paths:
+            go_on(self.state, paths, predictions[0])
         self._record(state, [visit], (label,) if visit.was_answered else ())
         return predictions
 
@@ -169,13 +191,17 @@ class CacheRun:
         self.state.free()
 
     def _new_call(self, model: KnownModel, sigma: Tensor, contexts: Sequence[Hashable]) -> CallState:
-        state, evaluation = self.state, self.state.evaluation
+        state = self.state
+        with self._lock:
+            if not state.is_evaluating:
+                begin_unasked(state, sigma, contexts)
+        evaluation = state.evaluation
         own = evaluation.own_contexts(contexts)
         if evaluation.changes == MOST_CHANGES:
             self.report.note(BRANCHES_CHANGE)
         reading = evaluation.sigma
         if reading is None or reading.tensor.device != sigma.device:
-            reading = SigmaReading(sigma, state.terms.schedule, noise_share=evaluation.noise_share)
+            reading = state.reading_of(sigma)
         return CallState(state, model, reading, own, evaluation, Stopwatch(reading.tensor.device))
 
     @property

@@ -3,13 +3,15 @@
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 
+from torch import Tensor
+
 from ..report.record import Stopwatch
 from ..report.report import Report
 from ..strategy import Level, Schedule, Strategy
 from .evaluation import Evaluation
 from .memory import Memories
 from .models import KnownModel, Models
-from .noise import LatentPath
+from .path import Paths
 from .ranks import Ranks
 from .reading import SigmaReading
 
@@ -36,6 +38,11 @@ class Terms:
         return next((strategy for strategy in self.strategies if strategy.works_at("guidance")), None)
 
     @property
+    def trust_schedule(self) -> bool:
+        """Whether one of the strategies sees nothing of what is sampled, and must be told if that is something else."""
+        return any(strategy.trusts_schedule for strategy in self.strategies)
+
+    @property
     def need_blocks(self) -> bool:
         """Whether a strategy works at blocks, along them or inside them."""
         levels: tuple[Level, ...] = ("model", "block", "module", "attention")
@@ -48,25 +55,42 @@ class RunState:
 
     terms: Terms
     models: Models  # what is known of those it calls
-    path: LatentPath  # the latent's way so far
+    paths: Paths  # the ways of latents so far
     report: Report  # what was done
     memories: Memories = field(default_factory=Memories)  # what branches keep from call to call
-    evaluation: Evaluation = field(default_factory=Evaluation)  # the one that goes on
+    evaluation: Evaluation = field(default_factory=Evaluation)  # the one that goes on, or went on last
+    is_evaluating: bool = False  # the host has begun an evaluation and not ended it
+    others_seen: int = 0  # calls about another latent than the step before
+
+    def begin_evaluation(self, sigma: SigmaReading | None, latent: Tensor | None) -> None:
+        """One more. What branches keep that were away in the last one is dropped."""
+        if latent is not None and self.terms.trust_schedule:
+            self.paths.whole.reaches(latent)
+        self.evaluation = self.evaluation.following(sigma)
+        before = self.evaluation.before
+        if before is not None and not before.without_unconditional:
+            self.memories.forget_all_but(before.contexts)
+            self.paths.forget_all_but(before.contexts)
+
+    def reading_of(self, sigma: Tensor, value: float | None = None) -> SigmaReading:
+        """This sigma, and its value where that is known; the paths are read with it if a strategy needs them."""
+        return SigmaReading(sigma, self.terms.schedule, value, self.paths if self.terms.trust_schedule else None)
 
     def sampler_adds_noise(self, sigma: SigmaReading) -> bool:
         """Whether it was seen to by now. Waits for the device the first time in an evaluation.
 
         From then on something else is kept at level output, so what was kept there is dropped.
         """
-        if sigma.may_show_noise and self.path.notice(sigma.noise_share):
+        sigma.read()
+        if self.paths.whole.notice_noise():
             self.memories.forget_at("output")
-        return self.path.has_noise
+        return self.paths.whole.has_noise
 
     def free(self) -> None:
         """Drop everything that is kept. The report stays."""
         self.memories.clear()
         self.models.forget()
-        self.path.forget()
+        self.paths.forget()
         self.evaluation = Evaluation()
 
 

@@ -29,9 +29,9 @@ class BranchCall:
 
     @cached_property
     def step(self) -> Step:
-        step = self._call.sigma.step
-        self._call.run.sampler_adds_noise(self._call.sigma)
-        return step
+        if self.strategy.trusts_schedule:
+            self._call.run.sampler_adds_noise(self._call.sigma)
+        return self._call.sigma.step
 
     @property
     def adds_noise(self) -> bool:

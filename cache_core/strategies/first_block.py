@@ -40,6 +40,7 @@ class FirstBlockCache(Strategy):
     source = "ParaAttention; TeaCache, arXiv 2411.19108"
     aliases = ("FBCache", "FBC", "WaveSpeed", "ParaAttention", "TeaCache", "EasyCache", "DBCache", "cache-dit")
     levels = ("model",)
+    trusts_schedule = False
 
     def new_state(self, site: Site) -> FirstBlockState:
         return FirstBlockState(first=History(self.max_order + 1), rest=History(self.max_order + 1))

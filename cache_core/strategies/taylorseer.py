@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 
 from ..strategy.forecast import History, recursion_weights, safe_weights
-from ..strategy.setting import setting
-from ..strategy.spacing import published_steps, sigma_spaced_steps
+from ..strategy.setting import check_expressions, setting
+from ..strategy.spacing import published_steps, sigma_spaced_steps, steps_between_turns
 from ..strategy.step import OpenSchedule, Schedule, Step
 from ..strategy.strategy import COMPUTE, Around, Call, Level, Site, Strategy
 
@@ -88,19 +88,13 @@ class TaylorSeerCache(Strategy):
         return step.time if self.weights == "sigma" else float(step.index)
 
     def computed_steps(self, schedule: Schedule) -> tuple[int, ...]:
-        """The steps computed because of warm-up and interval.
-
-        Where sigmas turn round both begin anew, and the step that leads there, a long one as a rule, is computed too.
-        """
+        """The steps computed because of warm-up and interval."""
+        warm_up, interval = self.disable_cache_before_step, self.cache_interval
         if isinstance(schedule, OpenSchedule):
-            planned = published_steps(schedule.count, self.disable_cache_before_step, self.cache_interval)
-            anew = schedule.turns
-            legs = zip(anew, [*anew[1:], schedule.count])
-            steps = {turn + step for turn, end in legs for step in planned if turn + step < end}
-            return tuple(sorted(steps | {turn - 1 for turn in anew[1:]}))
+            return steps_between_turns(schedule.count, schedule.turns, warm_up, interval)
         if self.spacing == "steps":
-            return published_steps(schedule.count, self.disable_cache_before_step, self.cache_interval)
-        return sigma_spaced_steps(schedule.times, self.disable_cache_before_step, self.cache_interval)
+            return published_steps(schedule.count, warm_up, interval)
+        return sigma_spaced_steps(schedule.times, warm_up, interval)
 
     @property
     def levels(self) -> tuple[Level, ...]:
@@ -136,7 +130,7 @@ class TaylorSeerCache(Strategy):
             )
         for name in ("cache_identifiers", "skip_predict_identifiers"):
             expressions = getattr(self, name)
-            _check_identifiers(self.title, name, expressions)
+            check_expressions(self.title, name, expressions)
             object.__setattr__(self, name, None if expressions is None else tuple(expressions))
         dtype = self.taylor_factors_dtype
         if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
@@ -208,18 +202,3 @@ class TaylorSeerCache(Strategy):
 
 def _fits(name: str, expressions: tuple[str, ...]) -> bool:
     return any(re.fullmatch(expression, name) for expression in expressions)
-
-
-def _check_identifiers(title: str, name: str, expressions: object) -> None:
-    if expressions is None:
-        return
-    if not isinstance(expressions, (tuple, list)) or not all(isinstance(item, str) for item in expressions):
-        raise ValueError(f"{title}: {name} is {expressions!r}. Set it to a tuple of regular expressions, or to None.")
-    for expression in expressions:
-        try:
-            re.compile(expression)
-        except re.error as error:
-            raise ValueError(
-                f"{title}: {name} holds {expression!r}, which is no regular expression ({error}). "
-                f"Escape its special characters."
-            ) from None

@@ -2,8 +2,8 @@
 
 from .forecast import History, recursion_weights, safe_weights, safe_weights_on_device
 from .setting import setting
-from .spacing import Broadcast, published_steps, sigma_spaced_steps
-from .step import OpenSchedule, Schedule, Step, schedule_of
+from .spacing import Broadcast, published_steps, sigma_spaced_steps, steps_between_turns
+from .step import OpenSchedule, Schedule, Step, is_same, schedule_of
 from .strategy import (
     COMPUTE,
     CONDITIONAL,
@@ -23,6 +23,7 @@ from .windows import check_windows, ends_at, is_open, obstacle_in, starts_at
 __all__ = [
     "COMPUTE", "CONDITIONAL", "FIRST_BLOCK", "GUIDANCE", "Around", "AttentionKind", "Broadcast", "Call", "Features",
     "History", "Level", "OpenSchedule", "Request", "Schedule", "Site", "Step", "Strategy", "check_windows", "copied",
-    "ends_at", "obstacle_in", "is_open", "published_steps", "recursion_weights", "relative_change", "safe_weights",
-    "safe_weights_on_device", "same_layout", "sampled_tokens", "schedule_of", "setting", "sigma_spaced_steps", "starts_at",
+    "ends_at", "obstacle_in", "is_open", "is_same", "published_steps", "recursion_weights", "relative_change",
+    "safe_weights", "safe_weights_on_device", "same_layout", "sampled_tokens", "schedule_of", "setting",
+    "sigma_spaced_steps", "starts_at", "steps_between_turns",
 ]  # fmt: skip

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .step import SAME_SIGMA
+from .step import is_same
 from .tensors import Features, same_layout
 
 WEIGHT_LIMIT = (
@@ -101,7 +101,7 @@ class History:
 
     def has(self, node: float) -> bool:
         """Whether the newest value is that of this node."""
-        return bool(self.nodes) and _are_same(self.nodes[0], node)
+        return bool(self.nodes) and is_same(self.nodes[0], node)
 
     def add(self, node: float, features: Features) -> None:
         """Keep these outputs, which the caller gives away. One node has one value; other shapes start anew."""
@@ -110,7 +110,7 @@ class History:
         self._dtypes = tuple(tensor.dtype for tensor in features)
         if self.dtype is not None:
             features = tuple(tensor.to(self.dtype) for tensor in features)
-        kept = [(known, value) for known, value in zip(self.nodes, self.features) if not _are_same(known, node)][
+        kept = [(known, value) for known, value in zip(self.nodes, self.features) if not is_same(known, node)][
             : self.capacity - 1
         ]
         self.nodes = [node, *(known for known, _ in kept)]
@@ -122,7 +122,3 @@ class History:
         return tuple(
             weighted_sum(tensors, weights, dtype) for tensors, dtype in zip(zip(*stored), self._dtypes, strict=True)
         )
-
-
-def _are_same(node: float, other: float) -> bool:
-    return abs(node - other) <= SAME_SIGMA * max(abs(node), abs(other))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import reprlib
 from dataclasses import field
 from typing import Any
@@ -38,3 +39,19 @@ def check(title: str, name: str, value: Any, default: Any, allowed: Any) -> None
     is_number = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
     if not is_number or not low <= value <= high:  # NaN is not
         raise ValueError(f"{told}. Set it to{whole or ' a number'} between {low:g} and {high:g}.")
+
+
+def check_expressions(title: str, name: str, expressions: object) -> None:
+    """Raise ValueError for what is no tuple of regular expressions, and not None."""
+    if expressions is None:
+        return
+    if not isinstance(expressions, (tuple, list)) or not all(isinstance(item, str) for item in expressions):
+        raise ValueError(f"{title}: {name} is {expressions!r}. Set it to a tuple of regular expressions, or to None.")
+    for expression in expressions:
+        try:
+            re.compile(expression)
+        except re.error as error:
+            raise ValueError(
+                f"{title}: {name} holds {expression!r}, which is no regular expression ({error}). "
+                f"Escape its special characters."
+            ) from None

@@ -43,6 +43,17 @@ def sigma_spaced_steps(times: tuple[float, ...], warm_up: int, interval: int) ->
     return tuple(sorted(chosen))
 
 
+def steps_between_turns(count: int, turns: list[int], warm_up: int, interval: int) -> tuple[int, ...]:
+    """The same where sigmas turn round: both begin anew. The step that leads there, mostly a long one, is computed too.
+
+    >>> steps_between_turns(10, [0, 6], warm_up=1, interval=3)
+    (0, 3, 5, 6, 9)
+    """
+    published, ends = published_steps(count, warm_up, interval), [*turns[1:], count]
+    steps = {turn + step for turn, end in zip(turns, ends) for step in published if turn + step < end}
+    return tuple(sorted(steps | {turn - 1 for turn in turns[1:]}))
+
+
 @dataclass
 class Broadcast:
     """How long a computed value has stood in: for `skip_range - 1` evaluations at most, and for a distance.

@@ -54,7 +54,7 @@ class Schedule:
         self._timestep_of = timestep_of or (lambda sigma: 1000 * self.time_of(sigma))
 
     def step_at(self, sigma: float) -> Step:
-        """The step `sigma` belongs to: the last one that starts at it or before. Before the schedule it is the first."""
+        """The step `sigma` belongs to: the last that starts at it or before. Before the schedule it is the first."""
         entries = self.sigmas[: self.count]
         index = max((index for index, entry in enumerate(entries) if self._has_reached(sigma, entry)), default=0)
         following = self.times[min(index + 1, len(self.times) - 1)]
@@ -108,11 +108,11 @@ class OpenSchedule(Schedule):
 
     def step_at(self, sigma: float) -> Step:
         """The step that is on: another sigma than before begins the next. Lengths are not known and count as 1."""
-        if not self._reached or not _are_same(sigma, self._reached[-1]):
+        if not self._reached or not is_same(sigma, self._reached[-1]):
             self._reached.append(sigma)
             self.count = len(self._reached)
             expected = self._expected[self.count - 1 : self.count]
-            if not expected or not _are_same(sigma, expected[0]):
+            if not expected or not is_same(sigma, expected[0]):
                 self._expected = []
         index = self.count - 1
         return Step(index, sigma, self.time_of(sigma), self._timestep_of(sigma), length=1.0, position=index)
@@ -146,5 +146,6 @@ def is_in_order(sigmas: Sequence[float]) -> bool:
     return not any(a < b for a, b in pairwise(sigmas)) or not any(a > b for a, b in pairwise(sigmas))
 
 
-def _are_same(sigma: float, other: float) -> bool:
+def is_same(sigma: float, other: float) -> bool:
+    """Whether two sigmas are one, but for float32's last digits."""
     return abs(sigma - other) <= SAME_SIGMA * max(sigma, other)

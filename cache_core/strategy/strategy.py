@@ -106,6 +106,7 @@ class Strategy:
     summary: ClassVar[str] = ""  # one sentence for the node's description
     source: ClassVar[str] = ""  # paper or code it comes from
     aliases: ClassVar[tuple[str, ...]] = ()  # other names under which people look for it
+    trusts_schedule: ClassVar[bool] = True  # decides without a look at what is sampled, which is then looked at for it
 
     @property
     def levels(self) -> tuple[Level, ...]:

@@ -1,4 +1,4 @@
-"""Sigma lists that do not simply fall, sigmas that are not on the list, and how models count them, on the demo model."""
+"""Sigma lists that do not simply fall, sigmas that are not on a list, and how models count them."""
 
 from itertools import pairwise
 from statistics import median

@@ -220,12 +220,24 @@ def test_an_evaluation_that_another_node_answered_takes_nothing_from_the_branche
     assert sampling.report.calls[-1].action == "reused"
 
 
-def test_without_begin_evaluation_everything_is_computed(toy):
-    run, sigma = CacheRun((ReuseAlways("output"),), Schedule(sigmas_of(4))), torch.ones(1)
-    text = torch.zeros(1, 6, 4)
-    for _ in range(4):
-        run.call_model(toy, lambda: toy(first_latent(), sigma, text), sigma, contexts=[NEGATIVE])
-    assert toy.runs == 4
+@pytest.mark.parametrize("branches", [[NEGATIVE], [NEGATIVE, POSITIVE]])
+def test_without_begin_evaluation_one_begins_with_each_sigma_and_each_branch_that_comes_again(toy, branches):
+    run, text = CacheRun((ReuseAlways("output"),), Schedule(sigmas_of(4))), torch.zeros(1, 6, 4)
+    for value in (1.0, 0.75, 0.75, 0.5):
+        for branch in branches:
+            sigma = torch.full((1,), value)
+            run.call_model(toy, lambda: toy(first_latent(), sigma, text), sigma, contexts=[branch])  # noqa: B023
+    assert toy.runs == len(branches)
+    assert [call.evaluation for call in run.report.calls] == sorted(len(branches) * [1, 2, 3, 4])
+
+
+def test_without_begin_evaluation_no_more_is_held_the_longer_it_goes_on(toy):
+    run, held, text = CacheRun((EverySecondStep(),), Schedule(sigmas_of(20))), [], torch.zeros(1, 6, 4)
+    for sigma in map(torch.tensor, sigmas_of(20)[:-1]):
+        for branch in (NEGATIVE, POSITIVE):
+            run.call_model(toy, lambda: toy(first_latent(), sigma[None], text), sigma, contexts=[branch])  # noqa: B023
+        held.append(run.state.memories.bytes_held)
+    assert held[0] > 0 and set(held) == {held[0]}
 
 
 def test_inference_mode_is_no_trouble(toy):

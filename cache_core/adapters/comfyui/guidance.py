@@ -82,7 +82,7 @@ def _estimated(
                 denoised[branch] = computed[branch]
         return [(x - denoised[branch]) / sigma if is_wanted else None for branch, is_wanted in enumerate(wanted)]
 
-    _, unconditional = run.call_guidance(network, predict, timestep, context, BRANCHES[1])
+    _, unconditional = run.call_guidance(network, predict, timestep, context, BRANCHES[1], x)
     if denoised[1] is None:
         denoised[1] = (x - sigma * unconditional).to(denoised[0].dtype)
     return denoised

@@ -150,7 +150,7 @@ def predict_noise(executor: Any, x: Any, timestep: Any, model_options: dict = {}
         return executor(x, timestep, model_options, seed)
     run.begin_evaluation(latent=x)
     denoised = executor(x, timestep, model_options, seed)
-    run.end_evaluation(x, denoised)
+    run.end_evaluation(denoised)
     return denoised
 
 
@@ -176,7 +176,8 @@ def apply_model(
     model = executor.class_obj.diffusion_model
     contexts, labels = contexts_of(executor.class_obj, x, control, transformer_options), labels_of(transformer_options)
     inputs = (x, c_concat, c_crossattn, control, conds)
-    return run.call_model(model, forward, t, contexts, labels, inputs=inputs)
+    latent = None if "context_window" in transformer_options else x  # which frames a window has is in the key
+    return run.call_model(model, forward, t, contexts, labels, inputs, latent)
 
 
 def _of_its_own(control: Any) -> Any:
@@ -203,4 +204,9 @@ def calc_cond_batch(
     run = model_options.get("transformer_options", {}).get(KEY)
     if run is None:
         return executor(model, conds, x_in, timestep, model_options)
-    return denoised_of_branches(run, executor, model, conds, x_in, timestep, model_options)
+    if run.is_evaluating:
+        return denoised_of_branches(run, executor, model, conds, x_in, timestep, model_options)
+    run.begin_evaluation_of(x_in)  # the guider goes past PREDICT_NOISE
+    denoised = denoised_of_branches(run, executor, model, conds, x_in, timestep, model_options)
+    run.end_evaluation(*(branch for branch in denoised if branch is not None))
+    return denoised

@@ -6,7 +6,7 @@ import pytest
 import torch
 from toy import POSITIVE, TEXTS, Sampling, first_latent
 
-from cache_core.run.noise import LEAST_NOISE, LatentPath
+from cache_core.run.path import ANOTHER, LEAST_NOISE, LatentPath
 from cache_core.run.run import CacheRun
 from cache_core.strategies.taylorseer import NOISE_IS_ADDED, TaylorSeerCache
 from cache_core.strategy.step import Schedule
@@ -39,18 +39,24 @@ def ancestral(latent, sigma, following, past):
     return past[0][1] + following * (0.8 * (latent - past[0][1]) / sigma + 0.6 * noise)
 
 
+def reach(path, latent):
+    """The latent is here, and all of it is read."""
+    path.reaches(latent)
+    path.read(torch.cat(path.unread).tolist())
+
+
 def shares(step, drawn=None, held=None):
     """The share of noise in each move of one method; where `drawn` is 0 the latent is held to a picture."""
     path, latent, past, found = LatentPath(drawn), draw(1), [], []
     for sigma, following in pairwise(SIGMAS):
-        share = path.noise_share(latent)
-        found += [] if share is None else [share.item()]
+        reach(path, latent)
+        found.append(path.noise_share)
         past.insert(0, (sigma, predicted(latent, sigma), latent))
-        path.goes_on(latent, past[0][1])
+        path.predicted(past[0][1])
         latent = step(latent, sigma, following, past)
         if drawn is not None:
             latent = torch.where(drawn >= 1, latent, held + following * draw(2))
-    return found
+    return found[1:]
 
 
 @pytest.mark.parametrize("step", [euler, two_steps])
@@ -64,8 +70,65 @@ def test_noise_is_not_explained():
 
 def test_a_latent_that_stands_still_is_no_noise():
     path, latent = LatentPath(), draw(1)
-    path.goes_on(latent, predicted(latent, 0.5))
-    assert path.noise_share(latent * (1 + 1e-6)).item() < 0.01
+    reach(path, latent)
+    path.predicted(predicted(latent, 0.5))
+    reach(path, latent * (1 + 1e-6))
+    assert path.noise_share < 0.01
+
+
+def test_a_sigma_next_to_zero_hides_no_direction():
+    """Where inversion begins the prediction is the latent but for its last digits."""
+    path, latent = LatentPath(), draw(1)
+    velocity = predicted(latent, 0.5)
+    reach(path, latent)
+    path.predicted(latent - 1e-4 * velocity)
+    reach(path, latent + 0.05 * velocity)
+    assert path.noise_share < 0.02
+
+
+def test_a_latent_of_another_shape_begins_its_path_anew():
+    """Even one of which as many values are looked at."""
+    path = LatentPath(torch.ones(SHAPE))
+    for latent in (draw(1), draw(2).repeat(1, 1, 2, 2), draw(3)[:1]):
+        reach(path, latent)
+        assert (path.noise_share, path.novelty) == (0, 0)
+        path.predicted(latent)
+    reach(path, draw(4)[:1])
+    assert path.noise_share > LEAST_NOISE and path.novelty > ANOTHER
+
+
+@pytest.mark.parametrize("step", [euler, two_steps])
+@pytest.mark.parametrize("count", [3, 6])
+def test_another_picture_is_no_continuation(step, count):
+    path, latents, pasts, found = LatentPath(), [draw(number) for number in range(2)], [[], []], []
+    for index, (sigma, following) in enumerate(pairwise(SIGMAS)):
+        which = int(index >= count)
+        latent, past = latents[which], pasts[which]
+        reach(path, latent)
+        found.append(path.novelty > ANOTHER)
+        past.insert(0, (sigma, predicted(latent, sigma), latent))
+        path.predicted(past[0][1])
+        latents[which] = step(latent, sigma, following, past)
+    assert [index for index, is_another in enumerate(found) if is_another] == [count]
+
+
+def test_two_pictures_in_turns_are_told_from_noise():
+    path, latents, pasts = LatentPath(), [draw(number) for number in range(2)], [[], []]
+    for sigma, following in pairwise(SIGMAS):
+        for which in range(2):
+            reach(path, latents[which])
+            pasts[which].insert(0, (sigma, predicted(latents[which], sigma), latents[which]))
+            path.predicted(pasts[which][0][1])
+            latents[which] = euler(latents[which], sigma, following, pasts[which])
+            if sigma < 1 - 1 / 12:
+                assert path.novelty > ANOTHER and path.goes_on_from_before
+    noisy, latent = LatentPath(), draw(1)
+    for number in range(4):
+        reach(noisy, latent)
+        noisy.predicted(predicted(latent, 0.5))
+        latent = draw(number + 5)
+        assert not noisy.goes_on_from_before
+    assert noisy.novelty > ANOTHER
 
 
 def test_outside_a_mask_nothing_is_asked():
@@ -78,10 +141,20 @@ def test_outside_a_mask_nothing_is_asked():
 
 def test_the_path_keeps_its_own_copies():
     path, latent = LatentPath(), draw(1)
-    path.goes_on(latent, clean := predicted(latent, 1.0))
+    path.reaches(latent)
+    path.predicted(clean := predicted(latent, 1.0))
     moved = latent + 0.1 * (clean - latent)
     latent.zero_(), clean.zero_()
-    assert path.noise_share(moved).item() < 0.01
+    reach(path, moved)
+    assert path.noise_share < 0.01
+
+
+def test_a_path_that_nobody_reads_holds_no_more_the_longer_it_is():
+    path = LatentPath()
+    for number in range(50):
+        path.reaches(draw(number))
+        path.predicted(draw(number))
+    assert len(path.unread) <= 10
 
 
 @pytest.mark.parametrize("noise", [False, True])
@@ -92,10 +165,10 @@ def test_taylorseer_continues_a_trend_only_without_noise(toy, noise):
         run.begin_evaluation(latent=latent)
         forward = lambda: toy(latent, torch.tensor([sigma]), TEXTS[POSITIVE])  # noqa: B023, E731
         velocity = run.call_model(toy, forward, torch.tensor([sigma]), contexts=[POSITIVE])
-        run.end_evaluation(latent, latent - sigma * velocity)
+        run.end_evaluation(latent - sigma * velocity)
         latent = latent - velocity / len(SIGMAS)
         latent = latent + noise * 0.3 * torch.randn(latent.shape, generator=torch.Generator().manual_seed(index))
-    assert run.state.path.has_noise == noise == (NOISE_IS_ADDED in run.report.notes)
+    assert run.state.paths.whole.has_noise == noise == (NOISE_IS_ADDED in run.report.notes)
     assert run.report.count("reused") >= 6 if noise else run.report.count("forecast") >= 4
     assert run.report.count("forecast") == 0 or not noise
 
