@@ -66,16 +66,11 @@ class CacheRun:
         """Whether one of the strategies works at this level."""
         return self.state.terms.steps_in_at(level)
 
-    @property
-    def is_evaluating(self) -> bool:
-        """Whether an evaluation was begun and not ended."""
-        return self.state.is_evaluating
-
     def begin_evaluation(self, sigma: SigmaReading | None = None, latent: Tensor | None = None) -> None:
         """The sampler asks for the noise prediction once more; of all branches at this sigma, where that is known.
 
         With the latent, and with `end_evaluation`, it is seen whether the sampler adds noise between its steps. Where
-        nobody begins evaluations, one begins with each sigma, and when a branch comes again.
+        nobody says so, an evaluation begins with each sigma, and when a branch comes again.
         """
         self.state.begin_evaluation(sigma, latent)
         self.state.is_evaluating = True
@@ -164,7 +159,7 @@ class CacheRun:
         if strategy is None or self.state.others_seen >= FEW_TIMES:
             return predict(True, True)
         state = self._new_call(self.state.models.of(model), sigma, [("guidance", context)])
-        paths = follow(state, latent)
+        follow(state, latent)
         visit, before, known = Visit(state, strategy, GUIDANCE), evaluation.before, evaluation.sigma
 
         def noting_branches(conditional: bool, unconditional: bool) -> tuple:
@@ -177,8 +172,6 @@ class CacheRun:
             predictions = at_guidance(visit, noting_branches)
         finally:
             evaluation.sigma = known
-        if paths:
-            go_on(self.state, paths, predictions[0])
         self._record(state, [visit], (label,) if visit.was_answered else ())
         return predictions
 

@@ -204,7 +204,7 @@ def calc_cond_batch(
     run = model_options.get("transformer_options", {}).get(KEY)
     if run is None:
         return executor(model, conds, x_in, timestep, model_options)
-    if run.is_evaluating:
+    if run.state.is_evaluating:
         return denoised_of_branches(run, executor, model, conds, x_in, timestep, model_options)
     run.begin_evaluation_of(x_in)  # the guider goes past PREDICT_NOISE
     denoised = denoised_of_branches(run, executor, model, conds, x_in, timestep, model_options)
