@@ -30,13 +30,13 @@ def closeness(latent, reference):
 
 @pytest.fixture
 def sampled(demo, scenes, cached, reports, comfy, monkeypatch):
-    """Latents of two scenes, and with a strategy the report; `change(model)` is done last, `sampler` a function."""
+    """The latent of a scene, and with a strategy the report; `change(model)` is done last, `sampler` a function."""
 
     def sample(strategy=None, sampler=None, change=lambda model: model, **options):
         if sampler is not None:
             monkeypatch.setattr(comfy.samplers, "sampler_object", lambda _: comfy.samplers.KSAMPLER(sampler))
         model = change(demo.model() if strategy is None else cached(demo.model(), strategy))
-        latent = demo.sample(model, scenes(2), **options)
+        latent = demo.sample(model, scenes(1), **options)
         return latent, reports.all[-1] if strategy else None
 
     return sample
@@ -57,7 +57,7 @@ def resizing(at, size):
 
 
 @for_every
-@pytest.mark.parametrize("size", [(12, 12), (8, 12), (6, 6)], ids=str)
+@pytest.mark.parametrize("size", [(8, 12), (6, 6)], ids=str)
 def test_a_latent_that_changes_its_size_begins_anew(sampled, strategy, size):
     sampler = resizing(9, size)
     plain, (latent, report) = sampled(sampler=sampler)[0], sampled(strategy, sampler)
@@ -76,7 +76,7 @@ def test_comfyuis_upscaling_sampler_runs(sampled, comfy, strategy):
     plain, (latent, report) = (
         sampled(each, sampler.sampler_function and _with_options(sampler), cfg=1.5) for each in (None, strategy)
     )
-    assert latent.shape == plain[0].shape == (2, 16, 16, 16)
+    assert latent.shape == plain[0].shape == (1, 16, 16, 16)
     assert torch.isfinite(latent).all() and len(report.calls) >= 20
 
 
@@ -155,7 +155,7 @@ def test_a_guider_that_looks_at_prompt_by_prompt_reuses_too(guided, strategy):
     latent, report = guided(strategy, __call__=look_by_look)
     plain, usual = guided(__call__=look_by_look)[0], guided(strategy)[1]
     assert {call.evaluation for call in report.calls} == {call.evaluation for call in usual.calls}
-    assert report.count("reused", "forecast") >= 8
+    assert report.count("reused", "forecast") >= 4
     assert ((latent - plain).norm() / plain.norm()).item() < 0.3
     assert report.bytes_held <= usual.bytes_held
 
@@ -181,7 +181,7 @@ def test_noise_is_seen_past_the_wrappers(guided):
 
 
 def in_tiles(offset):
-    """A model function that cuts the latent into four, from an offset that may change at each step; rolled back."""
+    """A model function that cuts the latent in two, from an offset that may change at each step; rolled back."""
 
     def change(model):
         step = [0]
@@ -192,10 +192,8 @@ def in_tiles(offset):
             step[0] += 1
             x = x.roll((moved, moved), (-2, -1))
             out = torch.zeros_like(x)
-            for top in (0, 4):
-                for left in (0, 4):
-                    tile = x[..., top : top + 4, left : left + 4]
-                    out[..., top : top + 4, left : left + 4] = apply_model(tile, t, **given["c"])
+            for left in (0, 4):
+                out[..., left : left + 4] = apply_model(x[..., left : left + 4], t, **given["c"])
             return out.roll((-moved, -moved), (-2, -1))
 
         changed = model.clone()
@@ -231,8 +229,10 @@ MOVING = {
 }
 
 
-@for_trusting
-@pytest.mark.parametrize("name", MOVING)
+ELSEWHERE = [*((name, TRUSTING[0]) for name in MOVING), *(("tiles that move", strategy) for strategy in TRUSTING[1:])]
+
+
+@pytest.mark.parametrize(("name", "strategy"), ELSEWHERE, ids=str)
 def test_another_place_is_not_forecast_from_this_one(sampled, strategy, name):
     """Was 17 to 24 dB, coloured speckle."""
     plain = sampled(change=MOVING[name]())[0]
@@ -241,7 +241,7 @@ def test_another_place_is_not_forecast_from_this_one(sampled, strategy, name):
     assert ANOTHER_LATENT in report.notes
 
 
-@for_trusting
+@pytest.mark.parametrize("strategy", [TaylorSeerCache(), FasterCache()], ids=lambda s: s.title)
 def test_tiles_that_stay_are_reused(sampled, strategy):
     plain, (latent, report) = (sampled(each, change=in_tiles(lambda step: 1)) for each in (None, strategy))
     assert ANOTHER_LATENT not in report.notes and report.count("reused", "forecast") >= 10
@@ -257,7 +257,7 @@ def test_off_is_off_at_any_place(sampled, strategy, name):
 
 def in_turns(model, latent, sigmas, extra_args, **_):
     """Euler on two pictures in turns, within one run."""
-    latents = [latent, latent.flip(0).roll(3, -1)]
+    latents = [latent, latent.flip(-2).roll(3, -1)]
     for sigma, following in pairwise(sigmas):
         for which in range(2):
             denoised = model(latents[which], sigma * latent.new_ones(len(latent)), **extra_args)
