@@ -21,6 +21,7 @@ const ENGLISH = {
   begun: "The model is being called for the first time.",
   stopped: "stopped",
   earlier: "earlier run: these samples were still there",
+  old: "earlier run",
   steps_one: "{count} step",
   steps_other: "{count} steps",
   calls_one: "{count} model call",
