@@ -1,4 +1,4 @@
-"""Why no cached sampling run made some samples, in words: what of this pack is in the prompt, and what is left out of it."""
+"""Why no cached sampling run made some samples, in words: what of this pack is in the prompt, and what is left out."""
 
 from __future__ import annotations
 

@@ -1,7 +1,9 @@
 """Results that the last prompt left as they were: dimmed, and called those of an earlier run."""
 
 import pytest
+from conftest import started
 from frontend import CHOICE, REPORT, TIMELINE, example, with_preset
+from history import counts
 
 CACHE = "Apply First Block Cache"
 DIMMED = "([view, part]) => getComputedStyle(document.querySelector(`${view} ${part}`)).opacity < 1"
@@ -28,7 +30,7 @@ def chosen(one):
     one.load(with_preset())
     one.queue()
     one.wait_for(REPORT, state="finished")
-    one.wait_for(CHOICE, state="finished")
+    one.wait_until("shows", CHOICE, "balanced")
     return one
 
 
@@ -111,19 +113,25 @@ def test_the_choice_of_a_bypassed_preset_is_old(chosen):
     assert chosen.page.inner_text(CHOICE).startswith("earlier run")
 
 
-def test_settings_gone_back_to_show_the_run_that_made_these_samples(chosen):
-    """ComfyUI keeps results of before, by their inputs: the last run here is not theirs."""
-    first, said = chosen.numbers(TIMELINE), chosen.page.inner_text(CHOICE)
-    chosen.in_page("setWidget", "Cache Preset", "quality", "visually identical")
-    chosen.queue()
-    chosen.wait_until("shows", CHOICE, "visually identical")
-    chosen.wait_for(REPORT, state="finished")
+def test_settings_gone_back_to_show_the_run_that_made_these_samples(tab):
+    """A ComfyUI that keeps all results takes over those of the first run; the last run here is not theirs."""
+    with started(options=["--cache-lru", "100"]) as server:
+        frontend = tab(server).open()
+        frontend.load(with_preset())
+        frontend.queue()
+        frontend.wait_for(REPORT, state="finished")
+        first, said = frontend.numbers(TIMELINE), frontend.page.inner_text(CHOICE)
+        frontend.in_page("setWidget", "Cache Preset", "quality", "visually identical")
+        frontend.queue()
+        frontend.wait_until("shows", CHOICE, "visually identical")
+        frontend.wait_for(TIMELINE, state="finished")
 
-    chosen.in_page("setWidget", "Cache Preset", "quality", "balanced")
-    chosen.queue()
+        frontend.in_page("setWidget", "Cache Preset", "quality", "balanced")
+        frontend.queue()
 
-    assert chosen.wait_for(TIMELINE, state="earlier")["run"] == first["run"]
-    chosen.wait_until("shows", CHOICE, said)
+        frontend.wait_until("shows", CHOICE, said)
+        assert frontend.wait_for(TIMELINE, state="earlier", run=first["run"])
+        assert counts(frontend.wait_for(REPORT, state="finished", computed=first["computed"])) == counts(first)
 
 
 def test_a_run_under_way_is_not_called_old(ran):

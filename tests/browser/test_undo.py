@@ -11,7 +11,7 @@ def preset(frontend):
     frontend.load(with_preset())
     frontend.queue()
     frontend.wait_for(REPORT, state="finished")
-    frontend.wait_for(CHOICE, state="finished")
+    frontend.wait_until("shows", CHOICE, "balanced")
     return frontend
 
 
@@ -28,7 +28,7 @@ def test_what_was_shown_stays_and_the_next_run_is_shown(preset, server, keys):
 
     preset.in_page("setWidget", "Cache Preset", "quality", "visually identical")
     totals = reported(server, preset.queue())["totals"]
-    assert 0 < skipped(totals) and counts(totals) != counts(before)
+    assert skipped(totals) > 0 and counts(totals) != counts(before)
     preset.wait_until("shows", CHOICE, "visually identical")
     calls = {"computed": totals["computed"], "forecast": totals["forecast"]}
     assert counts(preset.wait_for(TIMELINE, state="finished", **calls)) == counts(totals)

@@ -58,7 +58,14 @@ def test_a_bypassed_cache_is_named(server, left_out, title, request):
 
 @pytest.mark.parametrize(
     "unclear",
-    [None, {}, {"nodes": [node(0)]}, {"nodes": [node(4, "KSampler")]}, {"nodes": 1, "definitions": [2]}, {"nodes": [3]}],
+    [
+        None,
+        {},
+        {"nodes": [node(0)]},
+        {"nodes": [node(4, "KSampler")]},
+        {"nodes": 1, "definitions": [2]},
+        {"nodes": [3]},
+    ],
     ids=repr,
 )
 def test_where_no_cache_is_left_out_it_says_what_to_connect(server, unclear):
