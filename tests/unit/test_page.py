@@ -85,7 +85,8 @@ def test_a_prompt_took_over_a_runs_samples_if_they_are_made_from_the_same(run, n
     took_over = run(
         f"""import {{ api }} from "../../../scripts/api.js";
         import {{ promptOf, tookOver }} from "./prompts.js";
-        api.fetchApi = async (path) => ({{ ok: path === "/history/a", json: async () => ({{ a: {json.dumps(before)} }}) }});
+        const known = {{ a: {json.dumps(before)} }};
+        api.fetchApi = async (path) => ({{ ok: path === "/history/a", json: async () => known }});
         const run = {{ prompt_id: "a", sampler: "3" }};
         const answer = await tookOver(promptOf("b", {json.dumps(now)}), run);"""
     )
