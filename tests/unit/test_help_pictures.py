@@ -23,8 +23,6 @@ def test_a_sheet_has_a_row_for_each_setting_and_a_column_for_each_prompt(tmp_pat
     shown = [[Label(f"row {row}"), *pictures] for row, pictures in enumerate(colors)]
 
     script._save("Title", shown, "RefrainLoadDemo", "x")
-        "Title", [[Label(f"row {row}"), *pictures] for row, pictures in enumerate(colors)], "RefrainLoadDemo", "x"
-    )
 
     sheet = Image.open(tmp_path / "RefrainLoadDemo" / "x.jpg").convert("L")
     sizes = dict.fromkeys(range(rows), 0)
