@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from cache_core.compare.quality import psnr
-from cache_core.compare.sheet import Label, draw
+from cache_core.compare.sheet import Cell, Label, draw
 from cache_core.demo import PROMPTS
 from cache_core.demo.server import Server
 from cache_core.demo.workflows import node_id, set_inputs, workflow
@@ -65,17 +65,18 @@ def main() -> None:
     with Server() as server:
         uncached = [_picture(server, "uncached", number)[0] for number in range(len(SHOWN))]
         for node, (name, whole, rows) in PAGES.items():
-            labels, pictures = [Label("Uncached", "20 steps, cfg 3", "the reference")], [torch.stack(uncached)]
+            shown = [[Label("Uncached", "20 steps, cfg 3", "the reference"), *uncached]]
             for title, settings in rows:
                 made = [_picture(server, name, number, node, settings) for number in range(len(SHOWN))]
-                share = sum(_share(report, whole) for _, report in made) / len(made)
-                closeness = median(psnr(picture, reference) for (picture, _), reference in zip(made, uncached))
+                pictures, reports = zip(*made)
+                share = sum(_share(report, whole) for report in reports) / len(reports)
+                closeness = median(map(psnr, pictures, uncached))
                 setting = "{} {}".format(*next(iter(settings.items())))
-                labels.append(Label(title, setting, f"{share:.0%} of {whole} computed, {closeness:.1f} dB"))
-                pictures.append(torch.stack([picture for picture, _ in made]))
-            _save(draw("The same pictures, with less computed", labels, SHOWN, pictures), node, "cached")
-    label = Label("The demo model", "64 x 64, enlarged", "")
-    _save(draw("What it draws", [label], SHOWN, [torch.stack(uncached)]), "RefrainLoadDemo", "pictures")
+                label = Label(title, setting, f"{share:.0%} of {whole} computed, {closeness:.1f} dB")
+                shown.append([label, *pictures])
+            _save("The same pictures, with less computed", shown, node, "cached")
+    label = Label("The demo model", "64 x 64, enlarged")
+    _save("What it draws", [[label, *uncached]], "RefrainLoadDemo", "pictures")
 
 
 def _picture(server: Server, name: str, number: int, node: str = "", settings: dict[str, Any] | None = None) -> tuple:
@@ -97,8 +98,9 @@ def _share(report: dict[str, Any], whole: str) -> float:
     return report["totals"]["branches"]["negative"]["computed"] / report["steps"]
 
 
-def _save(sheet: Image.Image, node: str, name: str) -> None:
-    sheet.save(HELP / node / f"{name}.jpg", quality=85, optimize=True)
+def _save(title: str, rows: list[list[Cell]], node: str, name: str) -> None:
+    captions = [None, *(Label(settings=prompt) for prompt in SHOWN)]
+    draw(title, [captions, *rows]).save(HELP / node / f"{name}.jpg", quality=85, optimize=True)
 
 
 if __name__ == "__main__":

@@ -49,6 +49,7 @@ class CachePreset(io.ComfyNode):
             ],
             hidden=[io.Hidden.unique_id],
             not_idempotent=True,  # or two nodes with the same inputs would share one id
+            has_intermediate_output=True,  # what it says is sent again where its result is taken over
             search_aliases=["preset", "auto cache", "TeaCache", "FBCache", "cache", "Refrain"],
         )
 

@@ -11,11 +11,8 @@ from ..cache_core.report.advice import in_words
 from . import runs
 from .compat import schema
 from .inputs import check_inputs
+from .without_run import why
 
-NO_RUN = (
-    "No cached sampling run made these samples. Connect a Refrain cache node between the model and the sampler, and "
-    "this node's samples input to the sampler."
-)
 EARLIER = "These samples were made by an earlier prompt with the same result; this is the report of that run."
 
 
@@ -35,7 +32,7 @@ class CacheReport(io.ComfyNode):
                 io.String.Output(display_name="report", tooltip="The whole report as JSON."),
                 io.String.Output(display_name="text", tooltip="The report in a few lines of text."),
             ],
-            hidden=[io.Hidden.unique_id],
+            hidden=[io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo],
             not_idempotent=True,  # or two reports of the same samples would share one id
             is_output_node=True,
         )
@@ -45,7 +42,9 @@ class CacheReport(io.ComfyNode):
         check_inputs(cls, samples=samples)
         run = runs.run_of(samples["samples"])
         if run is None:
-            report, text = {"summary": NO_RUN}, NO_RUN
+            hidden = cls.hidden
+            text = why(str(hidden.unique_id), hidden.prompt, hidden.extra_pnginfo, runs.MOST_RUNS)
+            report = {"summary": text}
         else:
             run.shown_by = (*{*run.shown_by, str(cls.hidden.unique_id)},)
             report = _of(run)

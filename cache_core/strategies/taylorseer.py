@@ -143,7 +143,7 @@ class TaylorSeerCache(Strategy):
     cache_interval: int = setting(
         4,
         "Compute about one in this many steps and forecast the others. Higher is faster and less faithful. Usual: 2 "
-        "careful, 3 to 4 balanced, 5 and more visibly different; 1 computes every step.",
+        "careful, 3 balanced, 4 to 5 fast; 1 computes every step.",
         minimum=1,
         maximum=20,
     )

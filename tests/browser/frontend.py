@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 PICTURES = ROOT / "build" / "screenshots"
 SCRIPT, CALL = Path(__file__).with_name("page.js"), "([name, args]) => inPage[name](...args)"
 NUMBERS = "element => ({ ...element.dataset })"  # of a view
-TIMELINE, REPORT = ".refrain-timeline", ".refrain-report"
+TIMELINE, REPORT, CHOICE = ".refrain-timeline", ".refrain-report", ".refrain-choice"
 PATIENCE = 40_000  # milliseconds; the machine may be busy
 SEEDS = itertools.count(100)  # another for every workflow: the same again would not be sampled
 
@@ -30,6 +30,15 @@ def example(name: str, steps: int = 20) -> dict[str, Any]:
     (sampler,) = [node for node in workflow["nodes"] if node["type"] == "KSampler"]
     sampler["widgets_values"][0], sampler["widgets_values"][2] = next(SEEDS), steps
     return workflow | {"id": str(uuid.uuid4())}
+
+
+def with_preset() -> dict[str, Any]:
+    """An example workflow, with Cache Preset in place of its cache."""
+    workflow = example("first_block_cache")
+    (cache,) = [node for node in workflow["nodes"] if node["type"] == "RefrainFirstBlockCache"]
+    cache.update(type="RefrainCachePreset", title="Cache Preset", widgets_values=["balanced", 20], size=[380, 360])
+    cache["inputs"] = [slot for slot in cache["inputs"] if slot["name"] == "model"]
+    return workflow
 
 
 class Frontend:
@@ -122,6 +131,17 @@ class Frontend:
     def remove(self, *nodes: str) -> None:
         """Take nodes away, with their links."""
         self.in_page("remove", *nodes)
+
+    def move(self, node: str) -> None:
+        """Put a node elsewhere, as a step that can be undone."""
+        self.in_page("move", node, 20)
+        self.page.mouse.click(700, 850)
+
+    def undo(self, key: str = "z") -> None:
+        """Take the last step back: with "y", do it again."""
+        self.in_page("mark")
+        self.page.keyboard.press(f"Control+{key}")
+        self.wait_until("isAnew")
 
     def wait_for_sheet(self, node: str) -> None:
         """Wait until a comparison shows its pictures: it samples several times."""

@@ -43,6 +43,26 @@ window.inPage = {
 
   widgets: (name) => Object.fromEntries(inPage.node(name).widgets.map(({ name, value }) => [name, value])),
 
+  /** Whether an element shows this text. */
+  shows: (selector, text) => document.querySelector(selector)?.textContent.includes(text),
+
+  setMode(name, mode) {
+    inPage.node(name).mode = { always: 0, muted: 2, bypassed: 4 }[mode];
+  },
+
+  move(name, by) {
+    const node = inPage.node(name);
+    node.pos = [node.pos[0] + by, node.pos[1]];
+    app.canvas.setDirty(true, true);
+  },
+
+  /** Undo and redo make all nodes anew. */
+  mark() {
+    for (const node of app.graph.nodes) node.isMarked = true;
+  },
+
+  isAnew: () => app.graph.nodes.length && !app.graph.nodes.some((node) => node.isMarked),
+
   /** Whether a node shows a sheet of pictures: it is wider than a single one. */
   showsSheet(name) {
     const node = inPage.node(name);

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-LANGUAGES = ("en", "zh", "ja", "ko", "fr", "de", "es", "ru")
+LANGUAGES = ("en", "zh", "zh-TW", "ja", "ko", "fr", "de", "es", "ru")
 TRANSLATED = LANGUAGES[1:]
 HELP, SCRIPTS = ROOT / "web" / "docs", ROOT / "web" / "js"
 PLURAL = re.compile(r"_(one|few|many|other)$")

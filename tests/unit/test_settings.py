@@ -3,6 +3,7 @@
 import re
 from dataclasses import dataclass, fields
 from math import inf, nan
+from pathlib import Path
 
 import pytest
 import torch
@@ -108,3 +109,23 @@ def test_whole_numbers_are_fine_where_numbers_are():
 
 def test_strategies_are_found_by_themselves():
     assert {FirstBlockCache, TaylorSeerCache} <= set(all_strategies())
+
+
+README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+ROW = re.compile(r"^\| `(\w+)` \| ([^|]+) \| ([^|]+) \| ([^|]+) \| ([^|]+) \|$", re.MULTILINE)
+WORDS = ("careful", "balanced", "fast")
+
+
+def test_a_tooltip_that_says_careful_balanced_or_fast_says_it_of_the_readmes_numbers():
+    named = {row[0]: dict(zip(WORDS, row[2:])) for row in ROW.findall(README)}
+    tooltips = {each.name: each.metadata["help"] for strategy in all_strategies() for each in fields(strategy)}
+    assert len(named) > 3
+
+    said = {
+        (name, word): number
+        for name in named
+        for number, word in re.findall(r"([\d.]+(?: to [\d.]+)?) (careful|balanced|fast)\b", tooltips[name])
+    }
+
+    assert {name for name, _ in said} == {"residual_diff_threshold", "cache_interval"}
+    assert {at: named[at[0]][at[1]] for at in said} == said

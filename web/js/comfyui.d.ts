@@ -1,6 +1,7 @@
 // What these scripts need of ComfyUI's frontend. For `make lint-web` only.
 
 interface GraphNode {
+  id: number | string;
   comfyClass: string;
   constructor: { nodeData?: { name: string; input: { hidden?: Record<string, unknown> }; output: string[] } };
   size: [number, number];
@@ -15,6 +16,7 @@ interface GraphNode {
 
 interface Graph {
   id: string;
+  nodes: GraphNode[];
   rootGraph?: Graph;
   getNodeById(id: string): GraphNode | null;
 }
@@ -22,6 +24,7 @@ interface Graph {
 interface App {
   graph?: Graph;
   rootGraph?: Graph;
+  canvas?: { graph?: Graph };
   extensionManager?: { setting?: { get(id: string): unknown } };
   registerExtension(extension: { name: string; nodeCreated?(node: GraphNode): void }): void;
 }

@@ -13,8 +13,6 @@ const HEIGHT = 344;
 /** What a Cache Report shows. */
 class ReportView {
   part = /** @type {const} */ ("report");
-  /** @type {Run | null} */
-  run = null;
   strip = new Strip();
   root = html(
     "div",
@@ -24,14 +22,22 @@ class ReportView {
 
   /** A run that was reported before, after a reload. @param {Run} run */
   show(run) {
-    this.run = run;
-    this.fill(run.report);
+    this.draw(run.report);
   }
 
-  showEarlier() {} // the report says so itself
+  /** @param {{ refrain_report?: Report[] }} output */
+  fill({ refrain_report }) {
+    if (refrain_report) this.draw(refrain_report[0]);
+  }
+
+  age() {
+    if (["empty", "old"].includes(this.root.dataset.state ?? "")) return;
+    this.root.dataset.state = "old";
+    this.root.prepend(line(say("old"), "refrain-headline"));
+  }
 
   /** @param {Report} report */
-  fill(report) {
+  draw(report) {
     const { totals } = report;
     this.root.dataset.state = totals ? report.state : "none";
     if (!totals) {
@@ -105,12 +111,6 @@ app.registerExtension({
     const widget = node.addDOMWidget("refrain_report", "REFRAIN_REPORT", view.root, options);
     widget.serialize = false; // neither in the prompt (above) nor in the saved workflow
     node.setSize([Math.max(node.size[0], 400), node.computeSize()[1]]); // a loaded workflow's own size comes after this
-    const onExecuted = node.onExecuted;
-    node.onExecuted = function (...given) {
-      onExecuted?.apply(this, given);
-      const report = given[0]?.refrain_report?.[0];
-      if (report) view.fill(report);
-    };
     showRuns(node, view);
   },
 });

@@ -1,23 +1,29 @@
 // Brings sampling runs to the nodes that show them: live from the server's events, and after a reload from its memory.
 import { api } from "../../../scripts/api.js";
-import { app } from "../../../scripts/app.js";
+import { promptsOf, recall, remember, tookOver } from "./prompts.js";
+import { addView, allViews, rootGraph, viewOf, viewsOn } from "./views.js";
 
 /** @typedef {import("./types.js").Run} Run @typedef {import("./types.js").View} View */
 
 const EVENT = "refrain.run";
 const MOST_RUNS = 32; // as many as the server remembers
 
-/** @type {WeakMap<GraphNode, View>} */
-const views = new WeakMap();
 /** @type {Map<string, Run>} */
 const runs = new Map();
-/** @type {{ prompt_id: string, nodes: string[] }} what the last prompt did not execute again */
-let cached = { prompt_id: "", nodes: [] };
+/** @type {string | null} the prompt that is executing */
+let executing = null;
+/** @type {string | null} and the one that ended, though it is not in the history before the server is done with it */
+let ended = null;
 let isAsking = false;
 
-/** Show a node's runs in this view, also those of before. @param {GraphNode} node @param {View} view */
+/** Show a node's runs and outputs in this view, also those of before. @param {GraphNode} node @param {View} view */
 export function showRuns(node, view) {
-  views.set(node, view);
+  addView(node, view);
+  const onExecuted = node.onExecuted;
+  node.onExecuted = function (...given) {
+    onExecuted?.apply(this, given);
+    if (viewsOn(node).includes(view)) view.fill?.(given[0]);
+  };
   if (!isAsking) {
     isAsking = true;
     queueMicrotask(askServer); // once for all nodes of a workflow
@@ -32,6 +38,8 @@ async function askServer() {
   const known = await answer.json();
   for (const run of known.runs.reverse()) take(run);
   for (const run of [...runs.values()].sort((one, other) => one.began - other.began)) deliver(run);
+  await recall();
+  await compareWithLastPrompt();
 }
 
 /** Join what is new with what is known of a run. Null where something between is missing. @param {Run} run */
@@ -51,30 +59,38 @@ function take(run) {
 /** @param {Run} run */
 function deliver(run) {
   if (run.workflow && run.workflow !== rootGraph()?.id) return; // of another workflow, whose nodes are numbered alike
-  for (const [ids, part] of /** @type {[string[], "timeline" | "report"][]} */ ([[run.nodes, "timeline"], [run.shown_by, "report"]])) {
-    for (const id of ids) viewOf(id, part)?.show(run);
-  }
+  for (const id of run.nodes) viewOf(id, "timeline")?.show?.(run);
+  for (const id of run.shown_by) viewOf(id, "report")?.show?.(run);
 }
 
-/** @param {string} id @param {"timeline" | "report"} part */
-function viewOf(id, part) {
-  const node = nodeAt(id);
-  const view = node && views.get(node);
-  return view?.part === part ? view : undefined;
-}
-
-const rootGraph = () => app.rootGraph ?? app.graph?.rootGraph ?? app.graph;
-
-/** The node that executes under this id; inside subgraphs ids are joined: "7:3". @param {string} id */
-function nodeAt(id) {
-  let graph = rootGraph();
-  /** @type {GraphNode | null | undefined} */
-  let node;
-  for (const part of id.split(":")) {
-    node = graph?.getNodeById(part);
-    graph = node?.subgraph;
+/** Tell the results of the open workflow's last prompt from older ones, which it left on the nodes. */
+async function compareWithLastPrompt() {
+  const workflow = rootGraph()?.id;
+  const [last, ...before] = promptsOf(workflow);
+  if (!last) return;
+  const isNew = (/** @type {Run} */ run) => run.workflow === workflow && run.began >= last.began;
+  /** @type {Map<string, Run>} by node */
+  const current = new Map();
+  for (const run of [...runs.values()].sort((one, other) => one.began - other.began)) {
+    if (isNew(run) || (await tookOver(last, run))) for (const id of run.nodes) current.set(id, run);
   }
-  return node;
+  if (executing || rootGraph()?.id !== workflow) return; // meanwhile there is a newer one, or another workflow
+  /** @type {Set<View | null | undefined>} */
+  const shown = new Set();
+  for (const [id, run] of current) {
+    const view = viewOf(id, "timeline");
+    shown.add(view);
+    if (!isNew(run)) view?.showEarlier?.(run);
+  }
+  for (const id of new Set([...Object.keys(last.outputs), ...last.cached])) {
+    const output = [last, ...before].find((prompt) => id in prompt.outputs)?.outputs[id];
+    for (const part of /** @type {const} */ (["report", "choice"])) {
+      const view = viewOf(id, part);
+      shown.add(view);
+      if (output) view?.fill?.(output);
+    }
+  }
+  for (const view of allViews()) if (!shown.has(view)) view.age();
 }
 
 api.addEventListener(EVENT, ({ detail }) => {
@@ -83,35 +99,20 @@ api.addEventListener(EVENT, ({ detail }) => {
   else askServer(); // this page was reloaded in mid-run
 });
 
-api.addEventListener("execution_cached", ({ detail }) => {
-  cached = detail;
+api.addEventListener("execution_start", ({ detail }) => {
+  [executing, ended] = [detail.prompt_id, null];
 });
 
-api.addEventListener("execution_success", async ({ detail: { prompt_id } }) => {
-  if (prompt_id !== cached.prompt_id) return;
-  for (const id of cached.nodes) {
-    const view = viewOf(id, "timeline");
-    if (!view || view.run?.prompt_id === prompt_id) continue; // or it was sampled after all
-    const run = await earlierRun(id, prompt_id);
-    if (run) view.showEarlier(run);
-  }
+for (const end of ["execution_success", "execution_error", "execution_interrupted"]) {
+  api.addEventListener(end, ({ detail }) => {
+    ended = detail.prompt_id;
+  });
+}
+
+api.addEventListener("executing", async ({ detail }) => {
+  if (detail !== null || !ended) return; // a node has begun, or what follows was done already
+  const id = ended;
+  [executing, ended] = [null, null];
+  await remember(id);
+  await compareWithLastPrompt();
 });
-
-/** The run whose samples a prompt took over at this node: that of the same prompt. @param {string} id @param {string} prompt_id */
-async function earlierRun(id, prompt_id) {
-  const prompt = await promptOf(prompt_id);
-  if (prompt.workflow && prompt.workflow !== rootGraph()?.id) return null; // another workflow is open
-  const candidates = [...runs.values()].filter((run) => run.nodes.includes(id) && run.sampler && cached.nodes.includes(run.sampler));
-  const newest = candidates.sort((one, other) => other.began - one.began);
-  for (const run of newest) {
-    if (run.workflow === prompt.workflow || (await promptOf(run.prompt_id)).nodes === prompt.nodes) return run;
-  }
-  return null;
-}
-
-/** A prompt that is over: its nodes as text, and its workflow's id. @param {string | null} prompt_id */
-async function promptOf(prompt_id) {
-  const answer = await api.fetchApi(`/history/${prompt_id}`).catch(() => null);
-  const prompt = answer?.ok ? (await answer.json())[prompt_id ?? ""]?.prompt : null;
-  return { nodes: JSON.stringify(prompt?.[2]), workflow: prompt?.[3]?.extra_pnginfo?.workflow?.id };
-}

@@ -81,7 +81,7 @@ function lane(branch, calls, columns, isNamed) {
   });
   const ground = svg("rect", { class: "refrain-ground", x: 0, y: 0.96, width: columns, height: 0.04 });
   const drawing = stretched(columns, 1, ground, ...cells);
-  return html("div", { class: "refrain-lane" }, ...(isNamed ? [html("span", {}, say(branch))] : []), drawing);
+  return html("div", { class: "refrain-lane" }, ...(isNamed ? [html("span", { title: say(branch) }, say(branch))] : []), drawing);
 }
 
 /** What is seen of a call, and the whole height to point at. @param {Call} call @param {number} number @param {number} x @param {number} width */

@@ -25,22 +25,25 @@ class Timeline {
     this.strip.line,
   );
 
-  /** @param {Run} run */
-  show(run) {
+  /** @param {Run} run @param {"running" | "finished" | "stopped" | "earlier" | "old"} [state] */
+  show(run, state = run.report.state) {
     this.run = run;
-    const { state, totals } = run.report;
-    const said = headline(run.report) + (state === "stopped" ? ` · ${say("stopped")}` : "");
+    const { totals } = run.report;
+    const [before, after] = [["earlier", "old"].includes(state), run.report.state === "stopped"];
+    const said = [...(before ? [say(state)] : []), headline(run.report), ...(after ? [say("stopped")] : [])].join(" · ");
     this.headline.textContent = this.headline.title = said;
     this.strip.show(run.report, said);
     Object.assign(this.root.dataset, { state, run: run.id, calls: totals.calls, computed: totals.computed });
     Object.assign(this.root.dataset, { reused: totals.reused, forecast: totals.forecast });
   }
 
-  /** The last prompt needed no sampling: its samples are those of this run. @param {Run} run */
+  /** @param {Run} run */
   showEarlier(run) {
-    this.show(run);
-    this.root.dataset.state = "earlier";
-    this.headline.textContent = this.headline.title = `${say("earlier")} · ${headline(run.report)}`;
+    this.show(run, "earlier");
+  }
+
+  age() {
+    if (this.run && this.run.report.state !== "running") this.show(this.run, "old");
   }
 }
 

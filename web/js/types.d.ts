@@ -52,9 +52,23 @@ export interface Run {
   report: Report;
 }
 
+export type Part = "timeline" | "report" | "choice";
+
 export interface View {
-  part: "timeline" | "report";
-  run: Run | null;
-  show(run: Run): void;
-  showEarlier(run: Run): void;
+  part: Part;
+  root: HTMLElement;
+  show?(run: Run): void;
+  showEarlier?(run: Run): void; // the last prompt needed no sampling: its samples are those of this run
+  fill?(output: any): void; // what the node put out
+  age(): void; // what is shown is not of the last prompt
+}
+
+/** A prompt that has ended. */
+export interface Prompt {
+  id: string;
+  workflow: string | undefined;
+  nodes: Record<string, { class_type: string; inputs: Record<string, unknown> }>;
+  outputs: Record<string, any>;
+  cached: string[]; // nodes whose results of before were taken over
+  began: number; // seconds since 1970
 }

@@ -1,7 +1,8 @@
 // Every text that these scripts show. A translation is one file, words/<language>.js:
 //     import { translate } from "../words.js";
 //     translate("de", { computed: "berechnet", ... });
-// ComfyUI loads it by itself. What it lacks is shown in English.
+// ComfyUI loads it by itself. What it lacks is shown in the language without its region, if that is written in the same
+// script, and else in English.
 import { app } from "../../../scripts/app.js";
 
 /** @type {Record<string, string>} A key may end in a plural's name: _one, _other and what else a language has. */
@@ -21,6 +22,7 @@ const ENGLISH = {
   begun: "The model is being called for the first time.",
   stopped: "stopped",
   earlier: "earlier run: these samples were still there",
+  old: "earlier run",
   steps_one: "{count} step",
   steps_other: "{count} steps",
   calls_one: "{count} model call",
@@ -56,13 +58,17 @@ export function translate(language, words) {
  * @param {Record<string, string | number>} [values] */
 export function say(key, values = {}) {
   const locale = String(app.extensionManager?.setting?.get("Comfy.Locale") ?? "en");
-  for (const language of [locale, locale.split("-")[0], "en"]) {
+  const general = new Intl.Locale(locale).language;
+  for (const language of [locale, ...(script(general) === script(locale) ? [general] : []), "en"]) {
     const words = LANGUAGES[language];
     const text = words?.[`${key}_${plural(language, values.count)}`] ?? words?.[key];
     if (text) return text.replace(/\{(\w+)\}/g, (_, name) => String(values[name]));
   }
   return key; // a branch or an action without a word of its own
 }
+
+/** What a language is written in: zh in Hans, zh-TW in Hant. @param {string} locale */
+const script = (locale) => new Intl.Locale(locale).maximize().script;
 
 /** @param {string} language @param {string | number | undefined} count */
 function plural(language, count) {

@@ -16,6 +16,7 @@ translate("de", {
   begun: "Das Modell wird zum ersten Mal aufgerufen.",
   stopped: "angehalten",
   earlier: "früherer Lauf: diese Samples waren noch da",
+  old: "früherer Lauf",
   steps_one: "{count} Schritt",
   steps_other: "{count} Schritte",
   calls_one: "{count} Modellaufruf",

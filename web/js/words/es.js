@@ -16,6 +16,7 @@ translate("es", {
   begun: "El modelo se llama por primera vez.",
   stopped: "detenido",
   earlier: "ejecución anterior: estas muestras seguían ahí",
+  old: "ejecución anterior",
   steps_one: "{count} paso",
   steps_other: "{count} pasos",
   calls_one: "{count} llamada al modelo",

@@ -16,6 +16,7 @@ translate("fr", {
   begun: "Le modèle est appelé pour la première fois.",
   stopped: "arrêté",
   earlier: "exécution antérieure : ces échantillons étaient encore là",
+  old: "exécution antérieure",
   steps_one: "{count} étape",
   steps_other: "{count} étapes",
   calls_one: "{count} appel du modèle",

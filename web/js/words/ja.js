@@ -16,6 +16,7 @@ translate("ja", {
   begun: "モデルが初めて呼び出されています。",
   stopped: "停止しました",
   earlier: "以前の実行：これらのサンプルはまだ残っていました",
+  old: "以前の実行",
   steps_other: "{count} ステップ",
   calls_other: "モデル呼び出し {count} 回",
   count: "{action} {count}",

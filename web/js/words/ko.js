@@ -16,6 +16,7 @@ translate("ko", {
   begun: "모델이 처음 호출되고 있습니다.",
   stopped: "중지됨",
   earlier: "이전 실행: 이 샘플이 아직 남아 있었습니다",
+  old: "이전 실행",
   steps_other: "{count}스텝",
   calls_other: "모델 호출 {count}회",
   count: "{action} {count}",

@@ -16,6 +16,7 @@ translate("ru", {
   begun: "Модель вызывается в первый раз.",
   stopped: "остановлено",
   earlier: "более ранний запуск: эти сэмплы ещё были сохранены",
+  old: "более ранний запуск",
   steps_one: "{count} шаг",
   steps_few: "{count} шага",
   steps_many: "{count} шагов",

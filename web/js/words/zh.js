@@ -16,6 +16,7 @@ translate("zh", {
   begun: "模型正在被首次调用。",
   stopped: "已停止",
   earlier: "较早的运行：这些采样结果仍被保留",
+  old: "较早的运行",
   steps_other: "{count} 步",
   calls_other: "{count} 次模型调用",
   count: "{count} 次{action}",

@@ -1,0 +1,33 @@
+"""The script that makes the help pages' pictures: its sheets, without the ComfyUI that it samples in."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from cache_core.compare.sheet import Label
+
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "help_pictures.py"
+
+
+@pytest.mark.parametrize("rows", [1, 4])
+def test_a_sheet_has_a_row_for_each_setting_and_a_column_for_each_prompt(tmp_path, rows):
+    spec = importlib.util.spec_from_file_location("help_pictures", SCRIPT)
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    script.HELP = tmp_path
+    (tmp_path / "RefrainLoadDemo").mkdir()
+    colors = [[torch.full((3, 64, 64), (row + 1) / 8) for _ in script.SHOWN] for row in range(rows)]
+    shown = [[Label(f"row {row}"), *pictures] for row, pictures in enumerate(colors)]
+
+    script._save("Title", shown, "RefrainLoadDemo", "x")
+
+    sheet = Image.open(tmp_path / "RefrainLoadDemo" / "x.jpg").convert("L")
+    sizes = dict.fromkeys(range(rows), 0)
+    for count, level in sheet.getcolors(1 << 16):
+        for row in sizes:
+            sizes[row] += count if abs(level - 255 * (row + 1) / 8) < 3 else 0
+    pixels = len(script.SHOWN) * 192**2  # enlarged three times
+    assert all(0.95 * pixels < size < 1.1 * pixels for size in sizes.values()), sizes
