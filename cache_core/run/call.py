@@ -5,7 +5,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from ..model import Around, Forward, Hook, HookRegistry, Lesson, entry_of, kind_of_operation
+from ..model import Around, Forward, Hook, HookRegistry, Lesson, kind_of_operation, method_of, tensors_in
 from ..report.record import CallRecord
 from ..strategy import Site, Strategy
 from .learning import learn, lesson_for
@@ -32,7 +32,7 @@ class ModelCall:
         self.forward, self.inputs = forward, inputs
         self.visits: list[Visit] = []
         self._turns: dict[tuple[Strategy, str], int] = {}
-        self._running: list[str] = []  # the blocks that run now, by name, outermost first
+        self._running: list[tuple[str, Any]] = []  # the blocks that run now, and what each was given, outermost first
         self._is_inside_attention = False
 
     def compute(self) -> Any:
@@ -60,8 +60,8 @@ class ModelCall:
         """One attention operation. It is a site where no attention module is around it."""
         if not self._running or self._is_inside_attention:
             return forward(*args, **kwargs)
-        block, (query, key) = self._running[-1], args[:2]
-        site = Site("attention", block, kind=kind_of_operation(block, query, key))
+        (block, given), (query, key) = self._running[-1], args[:2]
+        site = Site("attention", block, kind=kind_of_operation(block, query, key, tensors_in(given).values()))
         for strategy in self.run.terms.strategies:
             if "attention" in strategy.levels and strategy.steps_in_at(site):
                 forward = partial(self._at(strategy, site), forward)
@@ -104,7 +104,7 @@ class ModelCall:
             if level in SITES_OF and not sites.blocks:
                 self.run.report.note(NO_SITES.format(level))
         return [
-            Hook(module, self._at(strategy, site), entry_of(module))
+            Hook(module, self._at(strategy, site), method_of(module, self.run.terms.methods))
             for module, site in sites.of[strategy]
             if site.level != "attention" or sites.are_attended
         ]
@@ -113,7 +113,8 @@ class ModelCall:
         """So that an attention operation is known by the block it runs in."""
         sites = self.model.sites
         blocks = sites.blocks.items() if sites.are_attended else ()
-        return [Hook(block, partial(self._around_block, name), entry_of(block)) for name, block in blocks]
+        methods = self.run.terms.methods
+        return [Hook(block, partial(self._around_block, name), method_of(block, methods)) for name, block in blocks]
 
     def _between_compiled(self, hooks: list[Hook]) -> list[Hook]:
         """These, and before them those that keep torch.compile's work around and behind them, never through them."""
@@ -143,7 +144,7 @@ class ModelCall:
             self._is_inside_attention = outer
 
     def _around_block(self, name: str, forward: Forward, /, *args: Any, **kwargs: Any) -> Any:
-        self._running.append(name)
+        self._running.append((name, (args, kwargs)))
         try:
             return forward(*args, **kwargs)
         finally:

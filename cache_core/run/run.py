@@ -34,7 +34,7 @@ class CacheRun:
     run.begin_evaluation()
     output = run.call_model(model, lambda: model(latent, sigma), sigma, contexts=["negative", "positive"])
 
-    `methods` names, by the class of a block, the method by which a model runs it where that is not `forward`.
+    `methods` names, by the class of a module, the method by which a model runs it where that is not `forward`.
     `on_blocks_left_out` is called within a model call once it is decided that the blocks still to come won't run.
     `denoise_mask` is 1 where the sampler draws freely, less where the latent is held to another picture. `ranks` are
     the processes that call the model at the same time, each with a part of the tokens.

@@ -21,7 +21,7 @@ class Terms:
     strategies: tuple[Strategy, ...]  # those that are on
     schedule: Schedule
     ranks: Ranks
-    methods: Mapping[str, str]  # by which a model runs blocks of a class where that is not `forward`
+    methods: Mapping[str, str]  # by which a model runs modules of a class where that is not `forward`
     on_blocks_left_out: Callable[[], None] | None  # called once it is decided that the blocks to come won't run
 
     def steps_in_at(self, level: Level) -> bool:

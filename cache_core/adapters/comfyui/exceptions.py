@@ -7,9 +7,10 @@ from typing import Any
 
 from ...strategy.strategy import Strategy
 
-# Blocks, by their class, that the model runs by another method than forward.
-METHOD_OF_BLOCK = {
+# Modules, by their class, that the model runs by another method than forward.
+METHODS = {
     "WanAnimate2Block": "forward_gen",  # the picture's pass; forward_pose, the pose's, runs beside it and always
+    "WanAnimate2SelfAttention": "forward_gen",
 }
 
 # Models, by their class, that swap the halves of a joined batch inside: a row there is another branch's than outside.

@@ -23,7 +23,7 @@ from ...run.run import CacheRun
 from ...strategy.step import Schedule
 from ...strategy.strategy import Strategy
 from .contexts import contexts_of, labels_of
-from .exceptions import METHOD_OF_BLOCK, OTHER_CACHES, refuse_other_caches, why_computed
+from .exceptions import METHODS, OTHER_CACHES, refuse_other_caches, why_computed
 from .guidance import denoised_of_branches
 from .watching import Watch, watched
 from .weights import FETCHED_ALL_THE_SAME, are_fetched_all_the_same, fetch_no_more_blocks
@@ -89,7 +89,7 @@ class _Wrappers:
         sigmas = kwargs["sigmas"] if "sigmas" in kwargs else args[3]
         mask = kwargs["denoise_mask"] if "denoise_mask" in kwargs else args[4] if len(args) > 4 else None
         schedule = schedule_of(guider.model_patcher, sigmas)
-        run = CacheRun(self.strategies, schedule, METHOD_OF_BLOCK, fetch_no_more_blocks, denoise_mask=mask)
+        run = CacheRun(self.strategies, schedule, METHODS, fetch_no_more_blocks, denoise_mask=mask)
         run.report.owners = tuple(owner for _, owner in self.parts)
         options[KEY] = run
         _put_innermost(options)
