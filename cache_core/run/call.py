@@ -5,7 +5,9 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from ..model import Around, Forward, Hook, HookRegistry, Lesson, kind_of_operation, method_of, tensors_in
+from torch import nn
+
+from ..model import Around, Forward, Hook, HookRegistry, Lesson, collecting, kind_of_operation, method_of, tensors_in
 from ..report.record import CallRecord
 from ..strategy import Site, Strategy
 from .learning import learn, lesson_for
@@ -34,13 +36,14 @@ class ModelCall:
         self._turns: dict[tuple[Strategy, str], int] = {}
         self._running: list[tuple[str, Any]] = []  # the blocks that run now, and what each was given, outermost first
         self._is_inside_attention = False
+        self._is_watched = self.run.terms.stand_in_for_calls and self.model.compilation.is_none
 
     def compute(self) -> Any:
         """What `forward` returns, or would have returned."""
         lesson = None if self.model.is_learned else lesson_for(self.state)
-        stacks = self._stacks()
+        stacks, ran = self._stacks(), set()
         around_model, forward = self._at_output(stacks, lesson)
-        hooks: list[Hook] = []  # of two on one module, the later strategy's runs first
+        hooks = self._watching(ran)  # of two on one module, the later strategy's runs first
         for strategy in self.run.terms.strategies:
             hooks += self.model.plan.along(stacks[strategy].block) if strategy in stacks else ()
             hooks += [hook for owner, hook in around_model if owner is strategy]
@@ -54,7 +57,12 @@ class ModelCall:
         is_misled = False
         for stack in stacks.values():
             is_misled |= not stack.end() and stack.answers is not None
-        return self._computed_again() if is_misled else output
+        if is_misled:
+            output = self._computed_again(ran)
+        is_computed = self._is_watched and not any(visit.was_answered for visit in self.visits)
+        if is_computed and self.model.work.is_little(ran, self.state.contexts):
+            self.run.step_aside()
+        return output
 
     def attention(self, forward: Forward, args: tuple, kwargs: dict) -> Any:
         """One attention operation. It is a site where no attention module is around it."""
@@ -116,6 +124,11 @@ class ModelCall:
         methods = self.run.terms.methods
         return [Hook(block, partial(self._around_block, name), method_of(block, methods)) for name, block in blocks]
 
+    def _watching(self, ran: set[nn.Module]) -> list[Hook]:
+        """Hooks that collect what runs, to see whether someone else answers the call."""
+        watched = self.model.work.watched if self._is_watched else {}
+        return [Hook(module, partial(collecting, ran, module), method) for module, method in watched.items()]
+
     def _between_compiled(self, hooks: list[Hook]) -> list[Hook]:
         """These, and before them those that keep torch.compile's work around and behind them, never through them."""
         compilation, sites = self.model.compilation, self.model.sites
@@ -164,11 +177,13 @@ class ModelCall:
         with HookRegistry(self._between_compiled(hooks)):
             self.forward()
 
-    def _computed_again(self) -> Any:
+    def _computed_again(self, ran: set[nn.Module]) -> Any:
         self.run.memories.forget(self.state.contexts)
         self.visits = []
         self.run.report.note(NOT_AS_LEARNED)
-        return self.forward()
+        ran.clear()
+        with HookRegistry(self._watching(ran)):
+            return self.forward()
 
 
 def record_of(call: CallState, visits: Sequence[Visit], labels: tuple[str, ...]) -> CallRecord:
@@ -182,7 +197,11 @@ def record_of(call: CallState, visits: Sequence[Visit], labels: tuple[str, ...])
         reading=call.sigma,
         branches=labels,
         action="computed" if not answered else "forecast" if first.order else "reused",
-        reason="learning the model's blocks" if is_learning else first.reason if first else "nothing is cached in it",
+        reason="learning the model's blocks"
+        if is_learning
+        else first.reason
+        if first
+        else call.run.why_computed or "nothing is cached in it",
         measure=first.measure if first else None,
         computed_share=computed / total if total else 1.0,
         watch=call.watch,

@@ -55,7 +55,7 @@ class CacheRun:
         obstacles = () if schedule.is_open else filter(None, (strategy.obstacle(schedule) for strategy in on))
         self.report = Report(tuple(strategies), schedule.count, obstacles=tuple(obstacles))
         terms = Terms(on, schedule, ranks or Ranks(), methods or {}, on_blocks_left_out)
-        self.state = RunState(terms, Models(on), LatentPath(denoise_mask), self.report)
+        self.state = RunState(terms, Models(on, terms.methods), LatentPath(denoise_mask), self.report)
         self._here = threading.local()  # .call: the model call that runs in this thread
         self._lock = threading.Lock()  # around the report
 
@@ -71,6 +71,7 @@ class CacheRun:
         state = self.state
         share = state.path.noise_share(latent) if latent is not None and state.terms.strategies else None
         state.evaluation = state.evaluation.following(sigma, share)
+        state.was_called = False
         before = state.evaluation.before
         if before is not None and not before.without_unconditional:
             state.memories.forget_all_but(before.contexts)
@@ -79,6 +80,13 @@ class CacheRun:
         """The sampler is given this prediction of the clean latent, guidance and all, for this latent."""
         if self.state.terms.strategies:
             self.state.path.goes_on(latent, prediction)
+        if self.state.terms.stand_in_for_calls and not self.state.was_called:
+            self.state.step_aside()
+
+    def pass_over(self, why: str) -> None:
+        """A model call that is none of ours is made, for this reason."""
+        self.state.was_called = True
+        self.report.note(why)
 
     def in_threads(self, branches: Collection[Hashable]) -> AbstractContextManager[None]:
         """While model calls of this evaluation, of all these branches, run in threads, each on a model of its own.
@@ -108,6 +116,7 @@ class CacheRun:
         branches in the report.
         """
         known, outer = self.state.models.of(model), self._call_here
+        self.state.was_called = True
         with known.lock:
             state = self._new_call(known, sigma, contexts)
             try:

@@ -1,7 +1,8 @@
 """What a sampling run is, and what one model call of it is: plain data that knows nothing of what drives it."""
 
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 from ..report.record import Stopwatch
 from ..report.report import Report
@@ -13,10 +14,15 @@ from .noise import LatentPath
 from .ranks import Ranks
 from .reading import SigmaReading
 
+ANSWERED_ELSEWHERE = (
+    "another node answers model calls without running the model's blocks, as a cache does: since the first of them no "
+    "call is reused here, for each would take the other's guesses for the model's. Remove one of the two"
+)
+
 
 @dataclass(frozen=True)
 class Terms:
-    """What a run began with. Nothing of it changes."""
+    """What a run goes by. Nothing of it changes, unless strategies step aside."""
 
     strategies: tuple[Strategy, ...]  # those that are on
     schedule: Schedule
@@ -41,6 +47,11 @@ class Terms:
         levels: tuple[Level, ...] = ("model", "block", "module", "attention")
         return any(strategy.works_at(level) for strategy in self.strategies for level in levels)
 
+    @cached_property
+    def stand_in_for_calls(self) -> bool:
+        """Whether a strategy stands in for the model or its blocks."""
+        return any(strategy.stands_in_for_calls for strategy in self.strategies)
+
 
 @dataclass
 class RunState:
@@ -52,6 +63,8 @@ class RunState:
     report: Report  # what was done
     memories: Memories = field(default_factory=Memories)  # what branches keep from call to call
     evaluation: Evaluation = field(default_factory=Evaluation)  # the one that goes on
+    was_called: bool = False  # whether the model was, in this evaluation
+    why_computed: str = ""  # why strategies stepped aside, in a few words
 
     def sampler_adds_noise(self, sigma: SigmaReading) -> bool:
         """Whether it was seen to by now. Waits for the device the first time in an evaluation.
@@ -61,6 +74,15 @@ class RunState:
         if sigma.may_show_noise and self.path.notice(sigma.noise_share):
             self.memories.forget_at("output")
         return self.path.has_noise
+
+    def step_aside(self) -> None:
+        """Someone else answers model calls: from now on no strategy stands in for any."""
+        self.why_computed = "another node answers model calls too"
+        self.report.note(ANSWERED_ELSEWHERE)
+        aside = [strategy for strategy in self.terms.strategies if strategy.stands_in_for_calls]
+        left = tuple(strategy for strategy in self.terms.strategies if strategy not in aside)
+        self.terms = replace(self.terms, strategies=left)
+        self.memories.forget_strategies(aside)
 
     def free(self) -> None:
         """Drop everything that is kept. The report stays."""
