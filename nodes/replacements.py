@@ -1,4 +1,4 @@
-"""Nodes of packs that no longer work, and which of ours ComfyUI (0.14 and newer) may put in their place."""
+"""Other packs' nodes that are not there any more, and which of ours ComfyUI (0.14 and newer) may put in their place."""
 
 from __future__ import annotations
 
@@ -68,7 +68,27 @@ _TAYLORSEER, _TAYLORSEER_LITE = (  # philipy1219/ComfyUI-TaylorSeer
     )
     for node_id in ("TaylorSeer", "TaylorSeerLite")
 )
-OLD_NODES = {old.node_id: old for old in (_WAVESPEED, _TAYLORSEER, _TAYLORSEER_LITE)}
+_PERCENTS = {"start_percent": "start_percent", "end_percent": "end_percent"}
+_TEACACHE = OldNode(  # welltop-cn/ComfyUI-TeaCache 1.9.0; its threshold is on another scale
+    "TeaCache",
+    FirstBlockCache,
+    {"model_type": "flux", "rel_l1_thresh": 0.4, "start_percent": 0.0, "end_percent": 1.0, "cache_device": "cuda"},
+    _PERCENTS,
+)
+_WAN_TEACACHE = OldNode(  # kijai/ComfyUI-KJNodes, where it is deprecated and returns the model as it is
+    "WanVideoTeaCacheKJ",
+    FirstBlockCache,
+    {
+        "rel_l1_thresh": 0.275,
+        "start_percent": 0.1,
+        "end_percent": 1.0,
+        "cache_device": "offload_device",
+        "coefficients": "i2v_480",
+    },
+    _PERCENTS,
+)
+_OLD = (_WAVESPEED, _TAYLORSEER, _TAYLORSEER_LITE, _TEACACHE, _WAN_TEACACHE)
+OLD_NODES = {old.node_id: old for old in _OLD}
 
 
 async def register() -> None:

@@ -2,14 +2,15 @@
 
 from .attention import is_attention, kind_of, kind_of_operation
 from .chains import BlockPlan, Chain, block_lists
-from .compiled import INSIDE, Compilation, entry_of, own_name, uncompiled
-from .hooks import Around, Forward, Hook, HookRegistry
+from .compiled import INSIDE, Compilation, method_of, own_name, uncompiled
+from .hooks import Around, Forward, Hook, HookRegistry, collecting
 from .lesson import ChainStreams, Lesson
 from .rehearsal import Stage, rehearse
 from .structure import Structure, flattened, is_feature, tensors_in
+from .work import Work
 
 __all__ = [
     "Around", "BlockPlan", "Chain", "ChainStreams", "Compilation", "Forward", "Hook", "HookRegistry", "INSIDE",
-    "Lesson", "Stage", "Structure", "block_lists", "entry_of", "flattened", "is_attention", "is_feature", "kind_of",
-    "kind_of_operation", "own_name", "rehearse", "tensors_in", "uncompiled",
+    "Lesson", "Stage", "Structure", "Work", "block_lists", "collecting", "flattened", "is_attention", "is_feature",
+    "kind_of", "kind_of_operation", "method_of", "own_name", "rehearse", "tensors_in", "uncompiled",
 ]  # fmt: skip

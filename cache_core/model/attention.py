@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 from torch import Tensor, nn
 
@@ -37,6 +38,15 @@ def kind_of(name: str, module: nn.Module | None = None) -> AttentionKind:
     return "temporal" if "temporal" in name else "spatial"
 
 
-def kind_of_operation(block: str, query: Tensor, key: Tensor) -> AttentionKind:
-    """The kind of an attention operation in this block, (rows, ..., tokens, channels)."""
-    return "cross" if query.shape[-2] != key.shape[-2] else kind_of(block)
+def kind_of_operation(block: str, query: Tensor, key: Tensor, given: Iterable[Tensor]) -> AttentionKind:
+    """The kind of an attention operation, (rows, ..., tokens, channels), in this block, given these tensors.
+
+    Cross-attention takes its keys from another stream, (rows, tokens, channels), which the block was given beside the
+    one that the queries are of. That there are more or fewer keys than queries does not show it: a picture's own may
+    be pooled, or those of reference pictures may be added.
+    """
+    queries, keys = query.shape[-2], key.shape[-2]
+    if queries == keys:
+        return kind_of(block)
+    streams = {tensor.shape[1] for tensor in given if tensor.ndim == 3}
+    return "cross" if {queries, keys} <= streams else kind_of(block)

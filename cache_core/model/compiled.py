@@ -37,6 +37,11 @@ def entry_of(module: nn.Module, method: str = "forward") -> str:
     return CALL if method == "forward" and getattr(module, CALL, None) is not None else method
 
 
+def method_of(module: nn.Module, methods: Mapping[str, str]) -> str:
+    """The attribute through which a model runs this module. `methods` names, by class, those other than `forward`."""
+    return entry_of(module, methods.get(type(uncompiled(module)).__name__, "forward"))
+
+
 class Compilation:
     """What of a model is compiled."""
 

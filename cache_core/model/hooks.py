@@ -60,6 +60,12 @@ def handing_over(stand_in: StandIn, forward: Forward, /, *args: Any, **kwargs: A
     return stand_in(forward, args, kwargs)
 
 
+def collecting(ran: set[nn.Module], module: nn.Module, forward: Forward, /, *args: Any, **kwargs: Any) -> Any:
+    """A module's forward, and the module is in the set of those that ran."""
+    ran.add(module)
+    return forward(*args, **kwargs)
+
+
 @torch._disable_dynamo
 def unseen(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Call a function that must not be compiled, nor what it calls."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..strategy.tensors import Features
 from .chains import BlockPlan, Chain, block_lists, weights_in
-from .compiled import entry_of, uncompiled
+from .compiled import method_of
 from .hooks import Forward, Hook
 from .links import BlockRun, Unlinked, copies_of, features_of, streams_through
 from .structure import Path, tensors_in
@@ -132,7 +132,7 @@ class Lesson:
         )
 
     def _method_of(self, block: nn.Module) -> str:
-        return entry_of(block, self.methods.get(type(uncompiled(block)).__name__, "forward"))
+        return method_of(block, self.methods)
 
 
 def noting(returned: list[Any], forward: Forward, /, *args: Any, **kwargs: Any) -> Any:

@@ -5,7 +5,9 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from ..model import Around, Forward, Hook, HookRegistry, Lesson, entry_of, kind_of_operation
+from torch import nn
+
+from ..model import Around, Forward, Hook, HookRegistry, Lesson, collecting, kind_of_operation, method_of, tensors_in
 from ..report.record import CallRecord
 from ..strategy import Site, Strategy
 from .learning import learn, lesson_for
@@ -32,15 +34,16 @@ class ModelCall:
         self.forward, self.inputs = forward, inputs
         self.visits: list[Visit] = []
         self._turns: dict[tuple[Strategy, str], int] = {}
-        self._running: list[str] = []  # the blocks that run now, by name, outermost first
+        self._running: list[tuple[str, Any]] = []  # the blocks that run now, and what each was given, outermost first
         self._is_inside_attention = False
+        self._is_watched = self.run.terms.stand_in_for_calls and self.model.compilation.is_none
 
     def compute(self) -> Any:
         """What `forward` returns, or would have returned."""
         lesson = None if self.model.is_learned else lesson_for(self.state)
-        stacks = self._stacks()
+        stacks, ran = self._stacks(), set()
         around_model, forward = self._at_output(stacks, lesson)
-        hooks: list[Hook] = []  # of two on one module, the later strategy's runs first
+        hooks = self._watching(ran)  # of two on one module, the later strategy's runs first
         for strategy in self.run.terms.strategies:
             hooks += self.model.plan.along(stacks[strategy].block) if strategy in stacks else ()
             hooks += [hook for owner, hook in around_model if owner is strategy]
@@ -54,14 +57,19 @@ class ModelCall:
         is_misled = False
         for stack in stacks.values():
             is_misled |= not stack.end() and stack.answers is not None
-        return self._computed_again() if is_misled else output
+        if is_misled:
+            output = self._computed_again(ran)
+        is_computed = self._is_watched and not any(visit.was_answered for visit in self.visits)
+        if is_computed and self.model.work.is_little(ran, self.state.contexts):
+            self.run.step_aside()
+        return output
 
     def attention(self, forward: Forward, args: tuple, kwargs: dict) -> Any:
         """One attention operation. It is a site where no attention module is around it."""
         if not self._running or self._is_inside_attention:
             return forward(*args, **kwargs)
-        block, (query, key) = self._running[-1], args[:2]
-        site = Site("attention", block, kind=kind_of_operation(block, query, key))
+        (block, given), (query, key) = self._running[-1], args[:2]
+        site = Site("attention", block, kind=kind_of_operation(block, query, key, tensors_in(given).values()))
         for strategy in self.run.terms.strategies:
             if "attention" in strategy.levels and strategy.steps_in_at(site):
                 forward = partial(self._at(strategy, site), forward)
@@ -104,7 +112,7 @@ class ModelCall:
             if level in SITES_OF and not sites.blocks:
                 self.run.report.note(NO_SITES.format(level))
         return [
-            Hook(module, self._at(strategy, site), entry_of(module))
+            Hook(module, self._at(strategy, site), method_of(module, self.run.terms.methods))
             for module, site in sites.of[strategy]
             if site.level != "attention" or sites.are_attended
         ]
@@ -113,7 +121,13 @@ class ModelCall:
         """So that an attention operation is known by the block it runs in."""
         sites = self.model.sites
         blocks = sites.blocks.items() if sites.are_attended else ()
-        return [Hook(block, partial(self._around_block, name), entry_of(block)) for name, block in blocks]
+        methods = self.run.terms.methods
+        return [Hook(block, partial(self._around_block, name), method_of(block, methods)) for name, block in blocks]
+
+    def _watching(self, ran: set[nn.Module]) -> list[Hook]:
+        """Hooks that collect what runs, to see whether someone else answers the call."""
+        watched = self.model.work.watched if self._is_watched else {}
+        return [Hook(module, partial(collecting, ran, module), method) for module, method in watched.items()]
 
     def _between_compiled(self, hooks: list[Hook]) -> list[Hook]:
         """These, and before them those that keep torch.compile's work around and behind them, never through them."""
@@ -143,7 +157,7 @@ class ModelCall:
             self._is_inside_attention = outer
 
     def _around_block(self, name: str, forward: Forward, /, *args: Any, **kwargs: Any) -> Any:
-        self._running.append(name)
+        self._running.append((name, (args, kwargs)))
         try:
             return forward(*args, **kwargs)
         finally:
@@ -163,11 +177,13 @@ class ModelCall:
         with HookRegistry(self._between_compiled(hooks)):
             self.forward()
 
-    def _computed_again(self) -> Any:
+    def _computed_again(self, ran: set[nn.Module]) -> Any:
         self.run.memories.forget(self.state.contexts)
         self.visits = []
         self.run.report.note(NOT_AS_LEARNED)
-        return self.forward()
+        ran.clear()
+        with HookRegistry(self._watching(ran)):
+            return self.forward()
 
 
 def record_of(call: CallState, visits: Sequence[Visit], labels: tuple[str, ...]) -> CallRecord:
@@ -181,7 +197,11 @@ def record_of(call: CallState, visits: Sequence[Visit], labels: tuple[str, ...])
         reading=call.sigma,
         branches=labels,
         action="computed" if not answered else "forecast" if first.order else "reused",
-        reason="learning the model's blocks" if is_learning else first.reason if first else "nothing is cached in it",
+        reason="learning the model's blocks"
+        if is_learning
+        else first.reason
+        if first
+        else call.run.why_computed or "nothing is cached in it",
         measure=first.measure if first else None,
         computed_share=computed / total if total else 1.0,
         watch=call.watch,

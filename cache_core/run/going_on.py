@@ -63,7 +63,7 @@ def go_on(run: RunState, paths: list[LatentPath], output: Any) -> None:
 
 
 def _is_whole(path: LatentPath, whole: LatentPath) -> bool:
-    """Whether this is just what the sampler has, of one picture: then it goes on, whatever noise was added."""
-    if whole.latent is None or path.latent is None or whole.goes_on_from_before:
+    """Whether this is just what the sampler has, and was, of one picture: then it goes on, whatever noise was added."""
+    if whole.latent is None or whole.before is None or whole.goes_on_from_before:
         return False
-    return np.array_equal(whole.latent, path.latent)
+    return np.array_equal(whole.latent, path.latent) and np.array_equal(whole.before, path.before)

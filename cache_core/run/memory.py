@@ -52,6 +52,12 @@ class Memories(dict[Key, Memory]):
         """Drop what is kept at this level."""
         self._drop(lambda context, site: site.level == level)
 
+    def forget_strategies(self, strategies: Collection[Strategy]) -> None:
+        """Drop what is kept for these strategies."""
+        with self._lock:
+            for key in [key for key in self if key[1] in strategies]:
+                del self[key]
+
     def forget_outside(self, blocks: Collection[str]) -> None:
         """Drop what is kept at and inside other blocks than these."""
         inside = tuple(f"{block}." for block in blocks)

@@ -1,13 +1,13 @@
 """What is known of the models of a run: their chains of blocks, and where strategies step in at them."""
 
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import get_args
 
 from torch import nn
 
-from ..model import INSIDE, BlockPlan, Compilation, block_lists, is_attention, kind_of, own_name, uncompiled
+from ..model import INSIDE, BlockPlan, Compilation, Work, block_lists, is_attention, kind_of, own_name, uncompiled
 from ..strategy import AttentionKind, Site, Strategy
 
 MOST_LESSONS = 4  # two branches of a prompt, twice
@@ -17,8 +17,11 @@ Sites = list[tuple[nn.Module, Site]]
 class KnownModel:
     """One model: its chains of blocks, as far as they are known, and what strategies do there."""
 
-    def __init__(self, model: nn.Module, strategies: Sequence[Strategy], lock: threading.RLock) -> None:
+    def __init__(
+        self, model: nn.Module, strategies: Sequence[Strategy], methods: Mapping[str, str], lock: threading.RLock
+    ) -> None:
         self.module, self.compilation, self.lock = model, Compilation(model), lock
+        self.work = Work(model, methods)
         self.plan, self.is_learned = BlockPlan(), False  # no chains until they are learned
         lists = block_lists(model)  # of blocks, perhaps
         blocks = ((f"{name}.{key}", block) for name, members in lists for key, block in members.items())
@@ -77,8 +80,8 @@ class ModelSites:
 class Models:
     """The models that a run calls. Branches in threads call one each, a clone of the others."""
 
-    def __init__(self, strategies: Sequence[Strategy]) -> None:
-        self._strategies = strategies
+    def __init__(self, strategies: Sequence[Strategy], methods: Mapping[str, str]) -> None:
+        self._strategies, self._methods = strategies, methods
         self._known: dict[nn.Module, KnownModel] = {}
         self._locks: dict[nn.Module, threading.RLock] = {}  # one call of a model at a time: hooks are on its blocks
         self._lock = threading.Lock()
@@ -88,7 +91,7 @@ class Models:
         with self._lock:
             if model not in self._known:
                 in_use = self._locks.setdefault(uncompiled(model), threading.RLock())
-                self._known[model] = KnownModel(model, self._strategies, in_use)
+                self._known[model] = KnownModel(model, self._strategies, self._methods, in_use)
             return self._known[model]
 
     def forget(self) -> None:

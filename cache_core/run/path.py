@@ -22,7 +22,7 @@ REMEMBERED = 4  # predictions: the multistep methods in use combine up to four
 LEAST_NOISE = 0.2  # of the move; measured: 0.25 to 0.9 where noise is added, else nothing but rounding
 STANDSTILL = 1e-3  # of the latent's norm: a move below counts as this, or rounding would be all of it
 ANOTHER = 0.4  # of the latent's norm: samplers that add a little noise at each step stay below
-DOUBTFUL = 0.05  # likewise, where pictures or places are known to change: late in a run they resemble each other
+DOUBTFUL = 0.01  # likewise, where pictures or places are known to change: late in a run they resemble each other
 ROUNDING = 1e-6  # relative: directions below are float32's last digits
 
 
@@ -69,7 +69,7 @@ class LatentPath:
             arrived, numbers = np.array(numbers[: len(values)]), numbers[len(values) :]
             if is_latent:
                 self._compare(arrived, [each for path in others if self._is_with(path) for each in path._predictions])
-                self.latent, self._before = arrived, self.latent
+                self.latent, self.before = arrived, self.latent
             else:
                 self._predictions.appendleft(arrived)
         self._unread.clear()
@@ -86,13 +86,13 @@ class LatentPath:
         self._shape: torch.Size | None = None
         self._unread: list[tuple[bool, Tensor]] = []
         self.latent: np.ndarray | None = None  # the last one that was read, thinned
-        self._before: np.ndarray | None = None  # the last but one
+        self.before: np.ndarray | None = None  # the last but one
         self._predictions: deque[np.ndarray] = deque(maxlen=REMEMBERED)
         self.noise_share, self.novelty, self.goes_on_from_before = 0.0, 0.0, False
 
     def _is_with(self, other: LatentPath) -> bool:
         """Whether the other path was, or is, where this one is."""
-        places = (other.latent, other._before)
+        places = (other.latent, other.before)
         return other is not self and any(at is not None and np.array_equal(at, self.latent) for at in places)
 
     def _compare(self, latent: np.ndarray, predictions: list[np.ndarray]) -> None:
@@ -103,8 +103,8 @@ class LatentPath:
         before, rest = norm(self.latent), _unexplained(latent, [self.latent, *directions])
         self.noise_share = rest / (norm(latent - self.latent) + STANDSTILL * before) if before else nan
         self.novelty = rest / (norm(latent) or nan)
-        if self.novelty > DOUBTFUL and self._before is not None:
-            self.goes_on_from_before = _unexplained(latent, [self._before, *directions]) < rest / 2
+        if self.novelty > DOUBTFUL and self.before is not None:
+            self.goes_on_from_before = _unexplained(latent, [self.before, *directions]) < rest / 2
 
     def _thinned(self, tensor: Tensor) -> Tensor:
         """About a thousand of its values, a copy; nothing where the latent is held to another picture."""

@@ -36,7 +36,7 @@ class CacheRun:
     run.begin_evaluation()
     output = run.call_model(model, lambda: model(latent, sigma), sigma, contexts=["negative", "positive"])
 
-    `methods` names, by the class of a block, the method by which a model runs it where that is not `forward`.
+    `methods` names, by the class of a module, the method by which a model runs it where that is not `forward`.
     `on_blocks_left_out` is called within a model call once it is decided that the blocks still to come won't run.
     `denoise_mask` is 1 where the sampler draws freely, less where the latent is held to another picture. `ranks` are
     the processes that call the model at the same time, each with a part of the tokens.
@@ -57,7 +57,7 @@ class CacheRun:
         obstacles = () if schedule.is_open else filter(None, (strategy.obstacle(schedule) for strategy in on))
         self.report = Report(tuple(strategies), schedule.count, obstacles=tuple(obstacles))
         terms = Terms(on, schedule, ranks or Ranks(), methods or {}, on_blocks_left_out)
-        self.state = RunState(terms, Models(on), Paths(LatentPath(denoise_mask)), self.report)
+        self.state = RunState(terms, Models(on, terms.methods), Paths(LatentPath(denoise_mask)), self.report)
         self._asked_about: Callable[[], Tensor | None] = lambda: None  # the last latent, of a host that says no more
         self._here = threading.local()  # .call: the model call that runs in this thread
         self._lock = threading.Lock()  # around the report
@@ -87,6 +87,13 @@ class CacheRun:
         """The sampler is given this prediction of the clean latent, guidance and all, or those it is weighed from."""
         self.state.is_evaluating = False
         self.state.paths.whole.predicted(*predictions)
+        if self.state.terms.stand_in_for_calls and not self.state.was_called:
+            self.state.step_aside()
+
+    def pass_over(self, why: str) -> None:
+        """A model call that is none of ours is made, for this reason."""
+        self.state.was_called = True
+        self.report.note(why)
 
     def in_threads(self, branches: Collection[Hashable]) -> AbstractContextManager[None]:
         """While model calls of this evaluation, of all these branches, run in threads, each on a model of its own.
@@ -118,6 +125,7 @@ class CacheRun:
         that goes on from what these branches were asked about before, what they keep is dropped.
         """
         known, outer = self.state.models.of(model), self._call_here
+        self.state.was_called = True
         with known.lock:
             state = self._new_call(known, sigma, contexts)
             paths = follow(state, latent)

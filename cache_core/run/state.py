@@ -1,7 +1,8 @@
 """What a sampling run is, and what one model call of it is: plain data that knows nothing of what drives it."""
 
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 from torch import Tensor
 
@@ -15,15 +16,20 @@ from .path import Paths
 from .ranks import Ranks
 from .reading import SigmaReading
 
+ANSWERED_ELSEWHERE = (
+    "another node answers model calls without running the model's blocks, as a cache does: since the first of them no "
+    "call is reused here, for each would take the other's guesses for the model's. Remove one of the two"
+)
+
 
 @dataclass(frozen=True)
 class Terms:
-    """What a run began with. Nothing of it changes."""
+    """What a run goes by. Nothing of it changes, unless strategies step aside."""
 
     strategies: tuple[Strategy, ...]  # those that are on
     schedule: Schedule
     ranks: Ranks
-    methods: Mapping[str, str]  # by which a model runs blocks of a class where that is not `forward`
+    methods: Mapping[str, str]  # by which a model runs modules of a class where that is not `forward`
     on_blocks_left_out: Callable[[], None] | None  # called once it is decided that the blocks to come won't run
 
     def steps_in_at(self, level: Level) -> bool:
@@ -48,6 +54,11 @@ class Terms:
         levels: tuple[Level, ...] = ("model", "block", "module", "attention")
         return any(strategy.works_at(level) for strategy in self.strategies for level in levels)
 
+    @cached_property
+    def stand_in_for_calls(self) -> bool:
+        """Whether a strategy stands in for the model or its blocks."""
+        return any(strategy.stands_in_for_calls for strategy in self.strategies)
+
 
 @dataclass
 class RunState:
@@ -61,12 +72,14 @@ class RunState:
     evaluation: Evaluation = field(default_factory=Evaluation)  # the one that goes on, or went on last
     is_evaluating: bool = False  # the host has begun an evaluation and not ended it
     others_seen: int = 0  # calls about another latent than the step before
+    was_called: bool = False  # whether the model was, in this evaluation
+    why_computed: str = ""  # why strategies stepped aside, in a few words
 
     def begin_evaluation(self, sigma: SigmaReading | None, latent: Tensor | None) -> None:
         """One more. What branches keep that were away in the last one is dropped."""
         if latent is not None and self.terms.trust_schedule:
             self.paths.whole.reaches(latent)
-        self.evaluation = self.evaluation.following(sigma)
+        self.evaluation, self.was_called = self.evaluation.following(sigma), False
         before = self.evaluation.before
         if before is not None and not before.without_unconditional:
             self.memories.forget_all_but(before.contexts)
@@ -85,6 +98,15 @@ class RunState:
         if self.paths.whole.notice_noise():
             self.memories.forget_at("output")
         return self.paths.whole.has_noise
+
+    def step_aside(self) -> None:
+        """Someone else answers model calls: from now on no strategy stands in for any."""
+        self.why_computed = "another node answers model calls too"
+        self.report.note(ANSWERED_ELSEWHERE)
+        aside = [strategy for strategy in self.terms.strategies if strategy.stands_in_for_calls]
+        left = tuple(strategy for strategy in self.terms.strategies if strategy not in aside)
+        self.terms = replace(self.terms, strategies=left)
+        self.memories.forget_strategies(aside)
 
     def free(self) -> None:
         """Drop everything that is kept. The report stays."""

@@ -114,6 +114,11 @@ class Strategy:
         raise NotImplementedError
 
     @property
+    def stands_in_for_calls(self) -> bool:
+        """Whether it stands in for the model or its blocks: two that do take each other's guesses for the model's."""
+        return not self.is_off and not {"output", "model", "block", "module"}.isdisjoint(self.levels)
+
+    @property
     def is_off(self) -> bool:
         """Whether these settings never reuse anything; then nothing is installed."""
         return False

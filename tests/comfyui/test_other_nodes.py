@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 
 import pytest
 import torch
@@ -317,11 +318,20 @@ def test_a_node_before_comfyuis_own_cache_is_refused_before_the_first_step(demo,
     assert not steps
 
 
-@pytest.mark.parametrize(("option", "title"), [("rel_l1_thresh", "TeaCache"), ("magcache_thresh", "MagCache")])
-def test_other_packs_caches_are_refused_too(demo, cached, option, title):
+LEFT_ON_A_MODEL = {  # transformer options, by their nodes
+    "rel_l1_thresh": "TeaCache",
+    "magcache_thresh": "MagCache",
+    "cache_dit_turbo": "CacheDiT",
+    "tea_cache_attr": "TeaCache (ComfyUI_Patches_ll)",
+    "fb_cache_attr": "First Block Cache (ComfyUI_Patches_ll)",
+}
+
+
+@pytest.mark.parametrize("option", LEFT_ON_A_MODEL)
+def test_other_packs_caches_are_refused_by_their_name(demo, cached, option):
     model = demo.model().clone()
-    model.model_options["transformer_options"][option] = 0.4  # what their nodes leave on a model
-    with pytest.raises(ValueError, match=f"First Block Cache: {title} is on this model"):
+    model.model_options["transformer_options"][option] = 0.4
+    with pytest.raises(ValueError, match=re.escape(f"First Block Cache: {LEFT_ON_A_MODEL[option]} is on this model")):
         cached(model, FirstBlockCache())
 
 
@@ -364,6 +374,35 @@ def test_cache_nodes_of_other_levels_compose_whatever_their_order(demo, cached, 
     ]
     assert reports.all[0].count("forecast") == reports.all[1].count("forecast") >= 3
     assert distance(latents[0], latents[1]) < 1e-5
+
+
+BOTH_STAND_IN = [
+    ("First Block Cache", "TaylorSeer, output"),
+    ("TaylorSeer, output", "First Block Cache"),
+    ("TaylorSeer, block", "First Block Cache"),
+    ("TaylorSeer, module", "TaylorSeer, output"),
+]
+
+
+@pytest.mark.parametrize(("earlier", "later"), BOTH_STAND_IN)
+def test_of_two_caches_that_stand_in_for_model_calls_the_later_counts_and_the_report_says_so(
+    demo, cached, reports, earlier, later
+):
+    alone = demo.sample(cached(demo.model(), ON[later]), [PROMPT], steps=STEPS)
+    latent = demo.sample(cached(cached(demo.model(), ON[earlier]), ON[later]), [PROMPT], steps=STEPS)
+    without, report = reports.all
+    assert torch.equal(latent, alone)
+    assert report.count("forecast") == without.count("forecast") >= 3
+    assert f"the {ON[earlier].title} node before {ON[later].title} has no effect" in " ".join(report.notes)
+    assert not without.notes
+
+
+def test_a_cache_that_is_off_leaves_one_before_it_on_another_level(demo, cached, reports):
+    off = TaylorSeerCache(cache_interval=1)
+    latent = demo.sample(cached(cached(demo.model(), ON["First Block Cache"]), off), [PROMPT], steps=STEPS)
+    assert torch.equal(latent, demo.sample(cached(demo.model(), ON["First Block Cache"]), [PROMPT], steps=STEPS))
+    assert reports.all[0].count("forecast") == reports.all[1].count("forecast") >= 3
+    assert not reports.all[0].notes
 
 
 def test_a_cached_and_a_plain_clone_of_one_checkpoint_do_not_meet(demo, cached, uncached, reports):

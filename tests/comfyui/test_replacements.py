@@ -17,7 +17,25 @@ WAVESPEED = {
     "max_consecutive_cache_hits": 2,
 }
 TAYLORSEER = {"model_type": "flux", "fresh_threshold": 5, "max_order": 2, "first_enhance": 4, "last_enhance": 18}
+PERCENTS = {"start_percent": 0.2, "end_percent": 0.9}
 CASES = {
+    **{
+        old: (
+            "first_block_cache",
+            "RefrainFirstBlockCache",
+            settings,
+            {"residual_diff_threshold": 0.12, **PERCENTS, "max_consecutive_cache_hits": -1, "max_order": 1},
+        )
+        for old, settings in {
+            "TeaCache": {"model_type": "flux", "rel_l1_thresh": 0.3, **PERCENTS, "cache_device": "cuda"},
+            "WanVideoTeaCacheKJ": {
+                "rel_l1_thresh": 0.2,
+                **PERCENTS,
+                "cache_device": "offload_device",
+                "coefficients": "14B",
+            },
+        }.items()
+    },
     "ApplyFBCacheOnModel": (
         "first_block_cache",
         "RefrainFirstBlockCache",

@@ -229,8 +229,8 @@ def test_replaying_the_same_inputs_gives_the_same_output(demo, comfy, block_coun
     control = {"input": [draw(1, 16, 256) for _ in range(2)], "output": [draw(1, 16, 256) for _ in range(4)]}
 
     def evaluate():
-        predict_noise(lambda *_: x, x, sigma, {"transformer_options": {KEY: run}})
-        return model.model.apply_model(x, sigma, **inputs, control=control if signal else None)
+        forward = lambda *_: model.model.apply_model(x, sigma, **inputs, control=control if signal else None)  # noqa: E731
+        return predict_noise(forward, x, sigma, {"transformer_options": {KEY: run}})
 
     computed = evaluate()
     block_counts.clear()

@@ -7,16 +7,25 @@ from typing import Any
 
 from ...strategy.strategy import Strategy
 
-# Blocks, by their class, that the model runs by another method than forward.
-METHOD_OF_BLOCK = {
+# Modules, by their class, that the model runs by another method than forward.
+METHODS = {
     "WanAnimate2Block": "forward_gen",  # the picture's pass; forward_pose, the pose's, runs beside it and always
+    "WanAnimate2SelfAttention": "forward_gen",
 }
 
 # Models, by their class, that swap the halves of a joined batch inside: a row there is another branch's than outside.
 MODELS_THAT_SWAP_BRANCHES = {"HunYuanDiTPlain", "NaDiT"}
 
-# Other nodes that leave out model calls, by the transformer option that shows them.
-OTHER_CACHES = {"easycache": "EasyCache or LazyCache", "rel_l1_thresh": "TeaCache", "magcache_thresh": "MagCache"}
+# Other nodes that leave out model calls, by the transformer option that shows them before the first step. Others are
+# noticed when they first answer a call.
+OTHER_CACHES = {
+    "easycache": "EasyCache or LazyCache",
+    "rel_l1_thresh": "TeaCache",
+    "magcache_thresh": "MagCache",
+    "cache_dit_turbo": "CacheDiT",
+    "tea_cache_attr": "TeaCache (ComfyUI_Patches_ll)",
+    "fb_cache_attr": "First Block Cache (ComfyUI_Patches_ll)",
+}
 
 # Patches after attention that may mix the rows of the prompts, as NAGuidance does.
 PATCHES_THAT_MIX_PROMPTS = {"attn1_output_patch", "attn2_output_patch"}
@@ -29,7 +38,7 @@ def refuse_other_caches(strategies: Iterable[Strategy], transformer_options: dic
     """
     others = [title for option, title in OTHER_CACHES.items() if option in transformer_options]
     for strategy in strategies:
-        if others and not strategy.is_off and not set(strategy.levels) <= {"attention", "guidance"}:
+        if others and strategy.stands_in_for_calls:
             raise ValueError(
                 f"{strategy.title}: {others[0]} is on this model and caches the same calls. Remove one of the two "
                 f"nodes. (Pyramid Attention Broadcast and FasterCache work beside it.)"

@@ -24,7 +24,7 @@ from ...run.run import CacheRun
 from ...strategy.step import Schedule, schedule_of
 from ...strategy.strategy import Strategy
 from .contexts import contexts_of, labels_of
-from .exceptions import METHOD_OF_BLOCK, OTHER_CACHES, refuse_other_caches, why_computed
+from .exceptions import METHODS, OTHER_CACHES, refuse_other_caches, why_computed
 from .guidance import denoised_of_branches
 from .watching import Watch, watched
 from .weights import FETCHED_ALL_THE_SAME, are_fetched_all_the_same, fetch_no_more_blocks
@@ -36,16 +36,17 @@ ATTENTION = "optimized_attention_override"  # the transformer option through whi
 CONTROLNET = "the ControlNet still runs at every step; only the model's own blocks are saved"
 TINY = 1e-12  # a sigma, for its logarithm
 UNORDERED = "the sigmas of this run both fall and rise, so steps are counted as they come and spaced evenly"
+NO_EFFECT = "the {} node before {} has no effect: both leave out the same work, and the later counts"
 OTHER_CACHE = "{} is on this model too; the calls that it leaves out count as computed here"
 
 
 def with_cache(model: ModelPatcher, strategy: Strategy, *, watch: Watch | None = None, owner: str = "") -> ModelPatcher:
     """A clone of the model that samples with this strategy, beside those it has on other levels.
 
-    Of two strategies that share a level the later replaces the earlier. `watch(report)` is called when a run begins,
-    with a report that fills up; what it returns is told of every model call and of the end. `owner` is what the caller
-    knows the strategy by, for the report. Raises ValueError for what is no MODEL, and where another node caches the
-    same model calls.
+    Of two strategies that share a level, or both stand in for model calls, the later replaces the earlier, and reports
+    say so. `watch(report)` is called when a run begins, with a report that fills up; what it returns is told of every
+    model call and of the end. `owner` is what the caller knows the strategy by, for the report. Raises ValueError for
+    what is no MODEL, and where another node caches the same model calls.
     """
     if not hasattr(model, "add_wrapper_with_key"):
         told = f"{strategy.title}: model is {reprlib.repr(model)}, which is no MODEL"
@@ -53,12 +54,11 @@ def with_cache(model: ModelPatcher, strategy: Strategy, *, watch: Watch | None =
     refuse_other_caches([strategy], model.model_options.get("transformer_options", {}))
     before = model.get_attachment(KEY)
     parts = before.parts if before else ()
-    replaced = [part for part in parts if set(part[0].levels) & set(strategy.levels)]
-    for other, _ in replaced:
-        logger.info("Refrain: %s replaces %s, which works at the same places.", strategy.title, other.title)
+    replaced = [part for part in parts if _replaces(strategy, part[0])]
+    notes = [NO_EFFECT.format(other.title, strategy.title) for other, _ in replaced if not other.is_off]
     parts = (*(part for part in parts if part not in replaced), (strategy, owner))
     cached = model.clone()
-    wrappers = _Wrappers(parts, watch)
+    wrappers = _Wrappers(parts, watch, (*(before.notes if before else ()), *notes))
     cached.set_attachments(KEY, wrappers)
     for kind, wrapper in (
         (WrappersMP.OUTER_SAMPLE, wrappers.outer_sample),
@@ -71,6 +71,13 @@ def with_cache(model: ModelPatcher, strategy: Strategy, *, watch: Watch | None =
     return cached
 
 
+def _replaces(later: Strategy, earlier: Strategy) -> bool:
+    """Whether two caches share a place, or each would take the other's guesses for what the model computes."""
+    if set(later.levels) & set(earlier.levels):
+        return True
+    return later.stands_in_for_calls and earlier.stands_in_for_calls
+
+
 def strategies_of(model: ModelPatcher) -> tuple[Strategy, ...]:
     """The strategies that a MODEL samples with."""
     wrappers = model.get_attachment(KEY)
@@ -80,8 +87,8 @@ def strategies_of(model: ModelPatcher) -> tuple[Strategy, ...]:
 class _Wrappers:
     """What a cached MODEL carries: its strategies, each with its owner, and the wrapper that opens a run with them."""
 
-    def __init__(self, parts: Sequence[tuple[Strategy, str]], watch: Watch | None) -> None:
-        self.parts, self.watch = parts, watch
+    def __init__(self, parts: Sequence[tuple[Strategy, str]], watch: Watch | None, notes: tuple[str, ...]) -> None:
+        self.parts, self.watch, self.notes = parts, watch, notes  # for every report of its runs
         self.strategies = tuple(strategy for strategy, _ in parts)
 
     def outer_sample(self, executor: Any, *args: Any, **kwargs: Any) -> Any:
@@ -92,13 +99,15 @@ class _Wrappers:
         sigmas = kwargs["sigmas"] if "sigmas" in kwargs else args[3]
         mask = kwargs["denoise_mask"] if "denoise_mask" in kwargs else args[4] if len(args) > 4 else None
         schedule = schedule_for(guider.model_patcher, sigmas)
-        run = CacheRun(self.strategies, schedule, METHOD_OF_BLOCK, fetch_no_more_blocks, denoise_mask=mask)
+        run = CacheRun(self.strategies, schedule, METHODS, fetch_no_more_blocks, denoise_mask=mask)
         if schedule.is_open:
             run.report.steps = len(sigmas) - 1
             run.report.note(UNORDERED)
         run.report.owners = tuple(owner for _, owner in self.parts)
+        for note in self.notes:
+            run.report.note(note)
         options[KEY] = run
-        _put_innermost(options)
+        _place(options)
         for option in OTHER_CACHES.keys() & options:
             run.report.note(OTHER_CACHE.format(OTHER_CACHES[option]))
 
@@ -117,17 +126,19 @@ class _Wrappers:
         return latent
 
 
-def _put_innermost(options: dict) -> None:
-    """Let our wrapper around a forward pass run last, whatever order the nodes are in.
+def _place(options: dict) -> None:
+    """Let our wrapper around a forward pass run last, and that around an evaluation first, wherever the node stands.
 
-    TorchCompileModel swaps compiled modules in by such a wrapper: ours then finds them, instead of hooking what they
-    were compiled from.
+    TorchCompileModel swaps compiled modules in by a wrapper around a forward pass: ours then finds them, instead of
+    hooking what they were compiled from. And an evaluation that another node answers is seen.
     """
-    wrappers = options.get("wrappers", {})
-    around = dict(wrappers.get(WrappersMP.APPLY_MODEL, {}))
-    if KEY in around:
-        around[KEY] = around.pop(KEY)
-        options["wrappers"] = wrappers | {WrappersMP.APPLY_MODEL: around}
+    wrappers = dict(options.get("wrappers", {}))
+    for kind, is_last in ((WrappersMP.APPLY_MODEL, True), (WrappersMP.PREDICT_NOISE, False)):
+        others = dict(wrappers.get(kind, {}))
+        if KEY in others:
+            ours = {KEY: others.pop(KEY)}
+            wrappers[kind] = others | ours if is_last else ours | others
+    options["wrappers"] = wrappers
 
 
 def schedule_for(model: ModelPatcher, sigmas: torch.Tensor) -> Schedule:
@@ -167,7 +178,7 @@ def apply_model(
     if run is None:
         return forward()
     if why := why_computed(options):
-        run.report.note(why)
+        run.pass_over(why)
         return forward()
     if control is not None:
         run.report.note(CONTROLNET)

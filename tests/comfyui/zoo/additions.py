@@ -84,11 +84,11 @@ def _patched_forward(chain: str) -> Addition:
     """`add_object_patch` on the way the model runs the last block of a list: it adds to what comes out."""
 
     def add(patcher: Any) -> Any:
-        from cache_core.adapters.comfyui.exceptions import METHOD_OF_BLOCK
+        from cache_core.adapters.comfyui.exceptions import METHODS
 
         blocks = patcher.model.diffusion_model.get_submodule(chain)
         name, block = list(blocks.named_children())[-1]
-        method = METHOD_OF_BLOCK.get(type(block).__name__, "forward")
+        method = METHODS.get(type(block).__name__, "forward")
         own = getattr(block, method)
 
         def run(*args: Any, **kwargs: Any) -> Any:

@@ -150,13 +150,13 @@ class Specimen:
 
 def count_runs(network: nn.Module, chains: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> Counter:
     """Counts from now on how often each block in these lists runs, by name and in the blocks' own classes."""
-    from cache_core.adapters.comfyui.exceptions import METHOD_OF_BLOCK
+    from cache_core.adapters.comfyui.exceptions import METHODS
 
     counts: Counter = Counter()
     lists = {name: network.get_submodule(name) for name in chains}
     names = {id(block): f"{name}.{key}" for name, blocks in lists.items() for key, block in blocks.named_children()}
     for block_class in {type(block) for blocks in lists.values() for block in blocks.children()}:
-        method = METHOD_OF_BLOCK.get(block_class.__name__, "forward")
+        method = METHODS.get(block_class.__name__, "forward")
         own = getattr(block_class, method)
 
         def run(block, *args, _own=own, **kwargs):

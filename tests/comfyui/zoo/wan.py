@@ -232,7 +232,6 @@ ARCHITECTURES = [
         config="WAN_Animate2",
         unet=WAN | dict(model_type="animate2", in_dim=36),
         prompt=_animate_2,
-        attention=("cross",),  # frame by frame, with more keys than queries
         metadata=_metadata(model_type="animate2"),
         note="The pose video's branch always runs; ComfyUI's own Wan Animate 2 cache node stores it.",
         additions=PATCHES,

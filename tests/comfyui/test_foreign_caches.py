@@ -1,0 +1,239 @@
+"""Caches of other packs beside ours, unknown by name: that they answer model calls shows in what runs.
+
+Each stand-in answers some steps with what it stored, at one of the doors that such packs use.
+"""
+
+from __future__ import annotations
+
+from types import MethodType
+
+import pytest
+import torch
+from torch import nn
+
+from cache_core.strategies.first_block import FirstBlockCache
+from cache_core.strategies.taylorseer import TaylorSeerCache
+
+PROMPT, STEPS, FIRST = ["a big red ball at the center on a blue striped background"], 20, 7
+DIFFUSION = "diffusion_model"
+WHOLE = {
+    "First Block Cache": FirstBlockCache(residual_diff_threshold=0.2),
+    "TaylorSeer, output": TaylorSeerCache(cache_interval=2),
+    "TaylorSeer, model": TaylorSeerCache(cache_interval=2, cache_level="model"),
+    "TaylorSeer, block": TaylorSeerCache(cache_interval=2, cache_level="block"),
+}
+
+
+class OtherCache:
+    """Answers two in three steps from the `FIRST` on with what was stored in the last one it left to the model."""
+
+    def __init__(self):
+        self.step, self.answered, self.stored = -1, [], {}
+
+    def answers(self):
+        """Whether it answers in this step."""
+        does = self.step >= FIRST and self.step % 3 != 0
+        if does and self.step not in self.answered:
+            self.answered.append(self.step)
+        return does
+
+    def instead(self, compute, key=None):
+        """What was stored under the key, or what is computed now."""
+        if not self.answers():
+            self.stored[key] = compute()
+            return self.stored[key].clone()
+        return self.stored[key].clone()
+
+    def on(self, model, wrappers):
+        """A clone with these wrappers, and one that counts the steps."""
+        from comfy.patcher_extension import WrappersMP
+
+        def begun(executor, *args, **kwargs):
+            self.__init__()
+            return executor(*args, **kwargs)
+
+        def count(executor, *args, **kwargs):
+            self.step += 1
+            return executor(*args, **kwargs)
+
+        clone = model.clone()
+        clone.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, "its begin", begun)
+        clone.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, "its count", count)
+        for kind, wrapper in wrappers.items():
+            clone.add_wrapper_with_key(getattr(WrappersMP, kind), "its cache", wrapper)
+        return clone
+
+
+def on_the_instance(method):
+    """A method of the network is replaced for the length of a run: Patches_ll's and CacheDiT's way."""
+
+    def put(other, model):
+        def around_run(executor, *args, **kwargs):
+            network = executor.class_obj.model_patcher.model.diffusion_model
+            own, had = getattr(network, method), method in vars(network)
+            stand_in = MethodType(lambda _, *args, **kwargs: other.instead(lambda: own(*args, **kwargs)), network)
+            setattr(network, method, stand_in)
+            try:
+                return executor(*args, **kwargs)
+            finally:
+                setattr(network, method, own) if had else delattr(network, method)
+
+        return other.on(model, {"OUTER_SAMPLE": around_run})
+
+    return put
+
+
+def by_wrapper(kind):
+    """A wrapper of ComfyUI's does not call what it is around."""
+
+    def put(other, model):
+        return other.on(
+            model, {kind: lambda executor, *args, **kwargs: other.instead(lambda: executor(*args, **kwargs))}
+        )
+
+    return put
+
+
+def by_function_wrapper(other, model):
+    clone = other.on(model, {})
+    clone.set_model_unet_function_wrapper(
+        lambda apply, args: other.instead(lambda: apply(args["input"], args["timestep"], **args["c"]))
+    )
+    return clone
+
+
+def by_patched_blocks(other, model):
+    """The first block always runs and the last one's patch gives what was stored, as a First Block Cache may do it."""
+    network, clone = model.model.diffusion_model, other.on(model, {})
+    places = [("double_block", index) for index in range(len(network.double_blocks))]
+    places += [("single_block", index) for index in range(len(network.single_blocks))]
+    for place in places:
+
+        def patch(given, extra, place=place):
+            if place == places[0]:
+                return extra["original_block"](given)
+            if place == places[-1]:
+                return {"img": other.instead(lambda: extra["original_block"](given)["img"])}
+            return dict(given) if other.answers() else extra["original_block"](given)
+
+        clone.set_model_patch_replace(patch, "dit", *place)
+    return clone
+
+
+class AllButTheFirst(nn.Module):
+    """Stands in a list for all its blocks."""
+
+    def __init__(self, other, blocks):
+        super().__init__()
+        self.blocks, self.other = nn.ModuleList(blocks), other
+
+    def forward(self, img, **given):
+        if "txt" in given:
+            return self._of_two(img, **given)
+        img = self.blocks[0](img, **given)
+        return img + self.other.instead(lambda: self._through(self.blocks[1:], img, given) - img, "single")
+
+    def _of_two(self, img, txt, **given):
+        img, txt = self.blocks[0](img=img, txt=txt, **given)
+
+        def rest():
+            streams = (img, txt)
+            for block in self.blocks[1:]:
+                streams = block(img=streams[0], txt=streams[1], **given)
+            return torch.cat([streams[1] - txt, streams[0] - img], dim=1)
+
+        rest = self.other.instead(rest, "double")
+        return img + rest[:, txt.shape[1] :], txt + rest[:, : txt.shape[1]]
+
+    @staticmethod
+    def _through(blocks, img, given):
+        for block in blocks:
+            img = block(img, **given)
+        return img
+
+
+def by_other_lists(other, model):
+    """One module in place of each list of blocks: cache-dit's and WaveSpeed's way."""
+    clone = other.on(model, {})
+    for name in ("double_blocks", "single_blocks"):
+        blocks = list(model.get_model_object(f"{DIFFUSION}.{name}"))
+        clone.add_object_patch(f"{DIFFUSION}.{name}", nn.ModuleList([AllButTheFirst(other, blocks)]))
+    return clone
+
+
+DOORS = {
+    "the network's forward_orig": on_the_instance("forward_orig"),
+    "the network's forward": on_the_instance("forward"),
+    "DIFFUSION_MODEL": by_wrapper("DIFFUSION_MODEL"),
+    "APPLY_MODEL": by_wrapper("APPLY_MODEL"),
+    "PREDICT_NOISE": by_wrapper("PREDICT_NOISE"),
+    "model function wrapper": by_function_wrapper,
+    "patches of blocks": by_patched_blocks,
+    "other lists of blocks": by_other_lists,
+}
+
+
+@pytest.fixture(autouse=True)
+def unpatched(comfy):
+    """What a stand-in put in place of the lists of blocks is put back."""
+    yield
+    comfy.model_management.unload_all_models()
+
+
+by_door = pytest.mark.parametrize("door", DOORS)
+
+
+def both(demo, other, door, cache, order):
+    put, model = DOORS[door], demo.model()
+    return cache(put(other, model)) if order == "cache last" else put(other, cache(model))
+
+
+@pytest.fixture(scope="module")
+def theirs(demo):
+    """The latent with a stand-in and no cache of ours; sampled once."""
+    known = {}
+
+    def latent(door):
+        if door not in known:
+            other = OtherCache()
+            known[door] = demo.sample(DOORS[door](other, demo.model()), PROMPT, steps=STEPS)
+            assert len(other.answered) > 5
+        return known[door]
+
+    return latent
+
+
+CASES = [
+    (name, order)
+    for name in WHOLE
+    for order in ("cache last", "cache first")
+    if order == "cache last" or "," not in name or "output" in name
+]
+
+
+@pytest.mark.parametrize(("name", "order"), CASES)
+@by_door
+def test_nothing_is_reused_once_another_cache_has_answered(demo, cached, reports, theirs, name, order, door):
+    other, strategy = OtherCache(), WHOLE[name]
+    latent = demo.sample(both(demo, other, door, lambda model: cached(model, strategy), order), PROMPT, steps=STEPS)
+    (report,) = reports.all
+    assert [note for note in report.notes if "another node answers model calls" in note], report.notes
+    late = [call for call in report.calls if call.step.index > other.answered[0]]
+    assert late and {call.action for call in late} == {"computed"}
+    assert "another node" in late[-1].reason
+    assert (latent - theirs(door)).norm() < 0.065 * theirs(door).norm()
+
+
+@by_door
+def test_the_demo_reuses_where_the_other_cache_never_answers(demo, cached, reports, door):
+    """What the stand-ins put on the model is not taken for an answer."""
+
+    class Silent(OtherCache):
+        def answers(self):
+            return False
+
+    model = both(demo, Silent(), door, lambda model: cached(model, TaylorSeerCache(cache_interval=2)), "cache last")
+    demo.sample(model, PROMPT, steps=STEPS)
+    (report,) = reports.all
+    assert report.count("forecast", "reused") >= 6
+    assert not report.notes
