@@ -61,9 +61,11 @@ class Report:
 
     def close(self) -> None:
         """The run is over: read what was left on the device."""
-        for call in self.calls:
-            call.settle()
-        self.state = "finished"
+        try:
+            for call in self.calls:
+                call.settle()
+        finally:
+            self.state = "finished"
 
     def stop(self) -> None:
         """The run was cancelled or failed: let go of the device without waiting for it."""

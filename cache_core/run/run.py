@@ -17,6 +17,7 @@ from .ranks import Ranks
 from .reading import SigmaReading
 from .sites import at_guidance
 from .state import CallState, RunState, Terms
+from .telling import telling
 from .visit import Visit
 
 MOST_CHANGES = 4  # in a row: a prompt with a range that ends begins and ends another within two
@@ -37,7 +38,8 @@ class CacheRun:
     `methods` names, by the class of a block, the method by which a model runs it where that is not `forward`.
     `on_blocks_left_out` is called within a model call once it is decided that the blocks still to come won't run.
     `denoise_mask` is 1 where the sampler draws freely, less where the latent is held to another picture. `ranks` are
-    the processes that call the model at the same time, each with a part of the tokens.
+    the processes that call the model at the same time, each with a part of the tokens. `cancels` are the exceptions by
+    which whoever drives the run ends it, and which therefore pass wherever other errors are taken care of.
 
     Branches may be called in threads, each on a model of its own: see `in_threads`.
     """
@@ -50,14 +52,23 @@ class CacheRun:
         on_blocks_left_out: Callable[[], None] | None = None,
         denoise_mask: Tensor | None = None,
         ranks: Ranks | None = None,
+        cancels: tuple[type[BaseException], ...] = (),
     ) -> None:
         on = tuple(dict.fromkeys(strategy for strategy in strategies if not strategy.is_off))
         obstacles = () if schedule.is_open else filter(None, (strategy.obstacle(schedule) for strategy in on))
         self.report = Report(tuple(strategies), schedule.count, obstacles=tuple(obstacles))
-        terms = Terms(on, schedule, ranks or Ranks(), methods or {}, on_blocks_left_out)
+        terms = Terms(on, schedule, ranks or Ranks(), methods or {}, on_blocks_left_out, cancels)
         self.state = RunState(terms, Models(on), LatentPath(denoise_mask), self.report)
         self._here = threading.local()  # .call: the model call that runs in this thread
         self._lock = threading.Lock()  # around the report
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        """A run is one run, whoever copies what it travels in: other nodes copy ComfyUI's options in mid-run."""
+        return self
+
+    def telling(self) -> AbstractContextManager[None]:
+        """Around what only tells of this run: an error in it does not end the run."""
+        return telling(self.report, self.state.terms.cancels)
 
     def steps_in_at(self, level: Level) -> bool:
         """Whether one of the strategies works at this level."""
@@ -188,6 +199,8 @@ class CacheRun:
             self.report.note(NO_LEADER)
         with self._lock:
             if any(visit.has_kept for visit in visits):
-                self.report.held(self.state.memories.bytes_held)
+                with self.telling():
+                    self.report.held(self.state.memories.bytes_held)
             if labels:
-                self.report.add(record_of(state, visits, labels))
+                with self.telling():
+                    self.report.add(record_of(state, visits, labels))

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from ...report.report import Report
+from ...run.run import CacheRun
 
 
 class Watcher(Protocol):
@@ -22,20 +23,27 @@ class Watcher(Protocol):
 Watch = Callable[[Report], Watcher]  # called when a run begins, with a report that fills up
 
 
-def watched(sample: Callable[[], Any], report: Report, watch: Watch | None) -> Any:
-    """What `sample` returns. The report is closed and the watcher told, however the run ends."""
-    watcher = None if watch is None else watch(report)
-    report.on_call = None if watcher is None else watcher.called
+def watched(sample: Callable[[], Any], run: CacheRun, watch: Watch | None) -> Any:
+    """What `sample` returns. The report is closed and the watcher told, however the run ends.
+
+    Errors in telling do not end the run.
+    """
+    report, watcher = run.report, None
+    if watch is not None:
+        with run.telling():
+            watcher = watch(report)
+            report.on_call = watcher.called
     began, latent = time.perf_counter(), None
     try:
         latent = sample()
-        report.seconds = time.perf_counter() - began
-        report.close()
-    except BaseException:
-        report.seconds = time.perf_counter() - began
-        report.stop()
-        raise
     finally:
+        report.seconds = time.perf_counter() - began
+        with run.telling():
+            if latent is None:
+                report.stop()
+            else:
+                report.close()
         if watcher is not None:
-            watcher.ended(latent if report.state == "finished" else None)
+            with run.telling():
+                watcher.ended(latent)
     return latent

@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from comfy.model_management import InterruptProcessingException
 from comfy.model_patcher import ModelPatcher
 from comfy.model_sampling import ModelSamplingDiscrete
 from comfy.patcher_extension import WrappersMP
@@ -81,6 +82,9 @@ class _Wrappers:
         self.parts, self.watch = parts, watch
         self.strategies = tuple(strategy for strategy, _ in parts)
 
+    def __deepcopy__(self, memo: Any) -> _Wrappers:
+        return self  # nothing of it changes
+
     def outer_sample(self, executor: Any, *args: Any, **kwargs: Any) -> Any:
         """Around one sampling run: guider.outer_sample(noise, latent_image, sampler, sigmas, ...)."""
         guider = executor.class_obj
@@ -89,7 +93,10 @@ class _Wrappers:
         sigmas = kwargs["sigmas"] if "sigmas" in kwargs else args[3]
         mask = kwargs["denoise_mask"] if "denoise_mask" in kwargs else args[4] if len(args) > 4 else None
         schedule = schedule_of(guider.model_patcher, sigmas)
-        run = CacheRun(self.strategies, schedule, METHOD_OF_BLOCK, fetch_no_more_blocks, denoise_mask=mask)
+        run = CacheRun(
+            self.strategies, schedule, METHOD_OF_BLOCK, fetch_no_more_blocks, denoise_mask=mask,
+            cancels=(InterruptProcessingException,),
+        )  # fmt: skip
         run.report.owners = tuple(owner for _, owner in self.parts)
         options[KEY] = run
         _put_innermost(options)
@@ -98,16 +105,18 @@ class _Wrappers:
 
         def sample() -> Any:
             latent = executor(*args, **kwargs)
-            if are_fetched_all_the_same(run.state.terms.strategies):
-                run.report.note(FETCHED_ALL_THE_SAME)
+            with run.telling():
+                if are_fetched_all_the_same(run.state.terms.strategies):
+                    run.report.note(FETCHED_ALL_THE_SAME)
             return latent
 
         try:
-            latent = watched(sample, run.report, self.watch)
+            latent = watched(sample, run, self.watch)
         finally:
             options.pop(KEY, None)
             run.free()
-        logger.info(run.report.line())
+        with run.telling():
+            logger.info(run.report.line())
         return latent
 
 
