@@ -137,7 +137,8 @@ def _compare(model: Any, models: Sequence[Any], steps: int, sampler: SamplerInpu
 def _cached_run(rounds: Rounds, model: Any, steps: int) -> tuple[TimedSamples, dict[str, Any] | None]:
     """A run and its report, looked up at once: another run might make the same latent."""
     run = rounds.run(model, steps)
-    return run, runs.run_of(run.samples).report if strategies_of(model) else None
+    told = runs.run_of(run.samples) if strategies_of(model) else None
+    return run, told.report if told else None
 
 
 def _words_of(model: Any) -> tuple[str, str]:

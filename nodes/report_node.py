@@ -9,7 +9,7 @@ from comfy_api.latest import io
 
 from ..cache_core.report.advice import in_words
 from . import runs
-from .compat import schema
+from .compat import own_id, schema
 from .inputs import check_inputs
 
 NO_RUN = (
@@ -47,7 +47,7 @@ class CacheReport(io.ComfyNode):
         if run is None:
             report, text = {"summary": NO_RUN}, NO_RUN
         else:
-            run.shown_by = (*{*run.shown_by, str(cls.hidden.unique_id)},)
+            run.shown_by = (*{*run.shown_by, own_id(cls)},)
             report = _of(run)
             text = in_words(report)
         return io.NodeOutput(samples, json.dumps(report), text, ui={"refrain_report": [report], "text": [text]})

@@ -123,8 +123,9 @@ class _Rehearsal:
     @property
     def saw_the_same(self) -> bool:
         """Whether the chain that leads was given what it was given in the call learned from. Waits for the device."""
-        main = self.plan.chains[0].main
-        return self.is_as_learned and self.entered is not None and torch.equal(self.entered, self.learned[0].entered[main])
+        if not self.is_as_learned or self.entered is None:
+            return False
+        return torch.equal(self.entered, self.learned[0].entered[self.plan.chains[0].main])
 
     def block(self, chain: int, index: int, forward: Forward, args: tuple, kwargs: dict) -> Any:
         """Stands in for one block's forward."""

@@ -116,7 +116,7 @@ MISREAD = [AssertionError("img.ndim == 3"), AttributeError("no attribute 'shape'
 
 @pytest.mark.parametrize("error", MISREAD, ids=lambda error: type(error).__name__)
 def test_what_a_misread_plan_makes_the_model_raise_does_not_reach_the_user(demo, cached, reports, monkeypatch, error):
-    """The next call is learned from; were it so in every rehearsal, all blocks would always run, and it would say so."""
+    """The next call is learned from instead."""
     strategy = FirstBlockCache(residual_diff_threshold=0.3)
     with monkeypatch.context() as patch:
         failing(patch, demo.model().model.diffusion_model.final_layer, 2, lambda: error)

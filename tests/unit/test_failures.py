@@ -154,7 +154,9 @@ def failing_when_told(error, every_time=True):
     return sampling
 
 
-@pytest.mark.parametrize("error", [*MISREAD, *NO_MEMORY_LEFT], ids=lambda error: f"{type(error).__name__}: {error}"[:40])
+@pytest.mark.parametrize(
+    "error", [*MISREAD, *NO_MEMORY_LEFT], ids=lambda error: f"{type(error).__name__}: {error}"[:40]
+)
 def test_an_error_in_telling_changes_nothing_and_is_noted_once(error, caplog):
     sampling = failing_when_told(error)
     outputs = [sampling.call_on(first_latent() * (1 - index / 100), index) for index in range(6)]
