@@ -22,8 +22,8 @@ from .visit import Visit
 
 MOST_CHANGES = 4  # in a row: a prompt with a range that ends begins and ends another within two
 BRANCHES_CHANGE = (
-    "the branches of the prompt are others at every evaluation (context windows that move, LoRA keyframes), and new "
-    "ones have nothing to reuse: choose static windows, or fewer keyframes"
+    "the branches of the prompt are others at every evaluation, and new ones have nothing to reuse. Of context windows "
+    "choose static ones, of LoRA keyframes use fewer; with samplers and guiders that alternate prompts it stays so"
 )
 NO_LEADER = "the branches' threads could not agree in time, so everything is computed: run them in one thread"
 
@@ -59,6 +59,7 @@ class CacheRun:
         self.report = Report(tuple(strategies), schedule.count, obstacles=tuple(obstacles))
         terms = Terms(on, schedule, ranks or Ranks(), methods or {}, on_blocks_left_out, cancels)
         self.state = RunState(terms, Models(on), LatentPath(denoise_mask), self.report)
+        self.asked_together = False  # whether the adapter has asked for several branches in one request so far
         self._here = threading.local()  # .call: the model call that runs in this thread
         self._lock = threading.Lock()  # around the report
 

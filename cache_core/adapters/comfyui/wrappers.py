@@ -10,15 +10,15 @@ from __future__ import annotations
 
 import logging
 import reprlib
+import threading
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import torch
-from comfy.model_management import InterruptProcessingException
 from comfy.model_patcher import ModelPatcher
 from comfy.model_sampling import ModelSamplingDiscrete
-from comfy.patcher_extension import WrappersMP
+from comfy.patcher_extension import CallbacksMP, WrappersMP
 
 from ...run.run import CacheRun
 from ...strategy.step import Schedule
@@ -26,8 +26,8 @@ from ...strategy.strategy import Strategy
 from .contexts import contexts_of, labels_of
 from .exceptions import METHOD_OF_BLOCK, OTHER_CACHES, refuse_other_caches, why_computed
 from .guidance import denoised_of_branches
-from .watching import Watch, watched
-from .weights import FETCHED_ALL_THE_SAME, are_fetched_all_the_same, fetch_no_more_blocks
+from .watching import CANCELS, Watch, tell_of_no_run, watched
+from .weights import fetch_no_more_blocks
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +66,8 @@ def with_cache(model: ModelPatcher, strategy: Strategy, *, watch: Watch | None =
     ):
         cached.remove_wrappers_with_key(kind, KEY)
         cached.add_wrapper_with_key(kind, KEY, wrapper)
+    cached.remove_callbacks_with_key(CallbacksMP.ON_PRE_RUN, KEY)
+    cached.add_callback_with_key(CallbacksMP.ON_PRE_RUN, KEY, wrappers.pre_run)
     return cached
 
 
@@ -81,9 +83,15 @@ class _Wrappers:
     def __init__(self, parts: Sequence[tuple[Strategy, str]], watch: Watch | None) -> None:
         self.parts, self.watch = parts, watch
         self.strategies = tuple(strategy for strategy, _ in parts)
+        self._here = threading.local()  # .runs: how many runs with them go on in this thread
 
     def __deepcopy__(self, memo: Any) -> _Wrappers:
-        return self  # nothing of it changes
+        return self  # one MODEL's, whoever copies its options
+
+    def pre_run(self, model: ModelPatcher) -> None:
+        """A model that carries them is about to be sampled from; outside of a run, if a guider has two models."""
+        if not getattr(self._here, "runs", 0) and not all(strategy.is_off for strategy in self.strategies):
+            tell_of_no_run(self.parts, self.watch)
 
     def outer_sample(self, executor: Any, *args: Any, **kwargs: Any) -> Any:
         """Around one sampling run: guider.outer_sample(noise, latent_image, sampler, sigmas, ...)."""
@@ -93,26 +101,18 @@ class _Wrappers:
         sigmas = kwargs["sigmas"] if "sigmas" in kwargs else args[3]
         mask = kwargs["denoise_mask"] if "denoise_mask" in kwargs else args[4] if len(args) > 4 else None
         schedule = schedule_of(guider.model_patcher, sigmas)
-        run = CacheRun(
-            self.strategies, schedule, METHOD_OF_BLOCK, fetch_no_more_blocks, denoise_mask=mask,
-            cancels=(InterruptProcessingException,),
-        )  # fmt: skip
+        run = CacheRun(self.strategies, schedule, METHOD_OF_BLOCK, fetch_no_more_blocks, mask, cancels=CANCELS)
         run.report.owners = tuple(owner for _, owner in self.parts)
         options[KEY] = run
         _put_innermost(options)
         for option in OTHER_CACHES.keys() & options:
             run.report.note(OTHER_CACHE.format(OTHER_CACHES[option]))
 
-        def sample() -> Any:
-            latent = executor(*args, **kwargs)
-            with run.telling():
-                if are_fetched_all_the_same(run.state.terms.strategies):
-                    run.report.note(FETCHED_ALL_THE_SAME)
-            return latent
-
+        self._here.runs = getattr(self._here, "runs", 0) + 1
         try:
-            latent = watched(sample, run, self.watch)
+            latent = watched(partial(executor, *args, **kwargs), run, self.watch)
         finally:
+            self._here.runs -= 1
             options.pop(KEY, None)
             run.free()
         with run.telling():
