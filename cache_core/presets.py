@@ -16,7 +16,7 @@ QUALITIES = VISUALLY_IDENTICAL, BALANCED, FAST = ("visually identical", "balance
 TOO_FEW_STEPS = 8  # First Block Cache at 0.12 computes them all, forecasts are no closer than fewer steps
 DEMO, UNET, OTHER = "Refrain demo", "U-Net (SD 1.5, SDXL)", "any other"
 NOTHING_TO_REUSE = (
-    "A run of {steps} leaves nothing to reuse, so the model is unchanged. Up to {most} steps each goes so far that "
+    "With {steps} there is nothing to reuse, so the model is unchanged. Up to {most} steps each goes so far that "
     "First Block Cache computes them all, and forecasts are no closer than fewer steps (measured on the demo model at "
     "flow shift 3). Models distilled to few steps gain nothing from a cache."
 )

@@ -113,9 +113,7 @@ def test_a_guider_that_asks_for_one_prompt_at_a_time_is_called_so(demo, cached, 
     assert "asks for one at a time" in note
     both = cached(demo.model(), FIRST_BLOCK)
     guide(dual(both, demo.model(), conditioning), both)
-    for branch in ("positive", "negative"):
-        assert reports.all[1].count("reused", "forecast", branch=branch) >= 4 or branch == "negative"
-    assert reports.all[1].count("reused", "forecast") >= 8  # both models', though labelled alike
+    assert len(reports.all[1].calls) == 2 * STEPS and reports.all[1].count("reused", "forecast") >= 8  # of both models
     assert reports.all[1].notes == []
 
 
@@ -163,9 +161,8 @@ def test_a_guider_that_alternates_prompts_is_told_why_nothing_is_reused(
     guider.set_cfg(1.0)
     guide(guider, model)
     (report,) = reports.all
-    if BRANCHES_CHANGE in report.notes:
-        assert "alternate prompts" in BRANCHES_CHANGE and "context windows" in BRANCHES_CHANGE
     assert report.count("reused", "forecast") == 0 and BRANCHES_CHANGE in report.notes
+    assert "guiders that alternate prompts" in BRANCHES_CHANGE
 
 
 @pytest.mark.parametrize("strategy", [FIRST_BLOCK, TAYLORSEER, FasterCache()], ids=lambda each: each.title)
