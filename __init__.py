@@ -1,12 +1,32 @@
-"""Refrain: caching nodes for ComfyUI. This file imports nothing until ComfyUI asks for the nodes."""
+"""Refrain: caching nodes for ComfyUI. This file imports nothing of ComfyUI's until that asks for the nodes."""
 
-WEB_DIRECTORY = "./web"
+import sys
+from pathlib import Path
+
+TWICE = (
+    "There are two copies of Refrain. This ComfyUI has loaded the one in {first}, which works. "
+    "Move {later} out of custom_nodes and restart ComfyUI. (To keep this one, move the other out instead.)"
+)
+
+
+def other_copy() -> Path | None:
+    """The folder of another copy of this pack that this ComfyUI has loaded already."""
+    node = getattr(sys.modules.get("nodes"), "NODE_CLASS_MAPPINGS", {}).get("RefrainCacheReport")
+    file = getattr(sys.modules.get(getattr(node, "__module__", "")), "__file__", None)
+    folder = Path(file).parents[1] if file else None
+    return None if folder == Path(__file__).parent else folder
+
+
+WEB_DIRECTORY = "./web" if other_copy() is None else None  # a page that loads our scripts twice would fail
 
 
 async def comfy_entrypoint():
     """What ComfyUI calls to get the nodes."""
     import logging
 
+    first = other_copy()
+    if first is not None:
+        raise ImportError(TWICE.format(first=first, later=Path(__file__).parent))
     try:
         from .nodes import RefrainExtension
 

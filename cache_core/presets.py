@@ -9,15 +9,16 @@ from typing import Literal
 from .compare.side_by_side import described
 from .strategies.first_block import FirstBlockCache
 from .strategies.taylorseer import TaylorSeerCache
+from .strategy.setting import counted
 from .strategy.strategy import Strategy
 
 QUALITIES = VISUALLY_IDENTICAL, BALANCED, FAST = ("visually identical", "balanced", "fast")
 TOO_FEW_STEPS = 8  # First Block Cache at 0.12 computes them all, forecasts are no closer than fewer steps
 DEMO, UNET, OTHER = "Refrain demo", "U-Net (SD 1.5, SDXL)", "any other"
 NOTHING_TO_REUSE = (
-    "{steps} steps leave nothing to reuse, so the model is unchanged. Up to {most} steps each goes so far that First "
-    "Block Cache computes them all, and forecasts are no closer than fewer steps (measured on the demo model at flow "
-    "shift 3). Models distilled to few steps gain nothing from a cache."
+    "With {steps} there is nothing to reuse, so the model is unchanged. Up to {most} steps each goes so far that "
+    "First Block Cache computes them all, and forecasts are no closer than fewer steps (measured on the demo model at "
+    "flow shift 3). Models distilled to few steps gain nothing from a cache."
 )
 SHOWN = "Compare Cache Settings shows what it does to your pictures."
 
@@ -56,7 +57,7 @@ def choose(family: str, quality: str, steps: int, model_name: str = "") -> Choic
     if quality not in QUALITIES:
         raise ValueError(f"There is no quality {quality!r}. Choose one of: {', '.join(QUALITIES)}.")
     if steps <= TOO_FEW_STEPS:
-        return Choice(None, NOTHING_TO_REUSE.format(steps=steps, most=TOO_FEW_STEPS))
+        return Choice(None, NOTHING_TO_REUSE.format(steps=counted(steps, "step"), most=TOO_FEW_STEPS))
     preset = PRESETS.get(family, PRESETS[OTHER])[quality]
     name, settings = described([preset.strategy])
     model = family if family in PRESETS and family != OTHER else model_name or "unknown model"

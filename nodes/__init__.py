@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from comfy_api.latest import ComfyExtension, io
 
 from ..cache_core.strategies import all_strategies
@@ -14,16 +18,29 @@ from .report_node import CacheReport
 from .routes import add_routes
 from .settings_node import ApplySettings
 
+logger = logging.getLogger(__name__)
+
 
 class RefrainExtension(ComfyExtension):
     """All nodes of this pack."""
 
     async def on_load(self) -> None:
         """Offer our nodes where a workflow has some of packs that no longer work."""
-        await replacements.register()
+        with _if_possible("offering them for old nodes of other packs"):
+            await replacements.register()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """A node for each strategy, those around them, the report and the demo. Called once, before questions come."""
-        add_routes()
-        caches = map(cache_node, all_strategies())
-        return [*caches, CachePreset, ApplySettings, CompareSettings, CacheReport, LoadDemo]
+        nodes = [*map(cache_node, all_strategies()), CachePreset, ApplySettings, CompareSettings, CacheReport, LoadDemo]
+        with _if_possible("answering for the last runs"):
+            add_routes()
+        return nodes
+
+
+@contextmanager
+def _if_possible(what: str) -> Iterator[None]:
+    """Around what the nodes can do without: ComfyUI may have no server, or another's in its place."""
+    try:
+        yield
+    except Exception:
+        logger.warning("Refrain's nodes are loaded, but %s is not possible in this ComfyUI.", what, exc_info=True)

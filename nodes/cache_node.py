@@ -9,7 +9,7 @@ from comfy_api.latest import io
 
 from ..cache_core.adapters.comfyui import strategies_of
 from ..cache_core.strategy.strategy import Strategy
-from .compat import SEARCH_ALIASES, schema
+from .compat import SEARCH_ALIASES, own_id, schema
 from .settings_node import settings_output, with_caches
 
 
@@ -38,7 +38,7 @@ def cache_node(strategy: type[Strategy]) -> type[io.ComfyNode]:
 
         @classmethod
         def execute(cls, model: Any, **settings: Any) -> io.NodeOutput:
-            cached = with_caches(model, [strategy(**settings)], cls.hidden.unique_id)
+            cached = with_caches(model, [strategy(**settings)], own_id(cls))
             return io.NodeOutput(cached, strategies_of(cached))
 
     Apply.__name__ = Apply.__qualname__ = f"Apply{strategy.__name__}"

@@ -21,6 +21,7 @@ from ..cache_core.adapters.comfyui.sampling import (
 )
 from ..cache_core.compare.layouts import in_columns
 from ..cache_core.compare.side_by_side import FEWER_STEPS, Sampled, SideBySide, described, rows, table
+from ..cache_core.strategy.setting import counted
 from . import runs
 from .compat import schema
 from .inputs import check_inputs
@@ -70,7 +71,7 @@ class CompareSettings(io.ComfyNode):
         compared = _compare(model, models, steps, sampler, vae)
         measured = f"{MEASURED}{_of_how_many(len(compared.uncached.pictures), compared.shown > 0)}."
         method = f"{sampler.sampler_name}, {sampler.scheduler}"
-        title = f"{steps} steps, {method}, cfg {sampler.cfg:g}, seed {sampler.seed}"
+        title = f"{counted(steps, 'step')}, {method}, cfg {sampler.cfg:g}, seed {sampler.seed}"
         picture = _as_image(in_columns(compared, title, measured))
         text = f"{table(compared.runs)}\n{measured}"
         shown = {"refrain_comparison": [{"rows": rows(compared.runs), "measured": measured}], "text": [text]}
@@ -137,7 +138,8 @@ def _compare(model: Any, models: Sequence[Any], steps: int, sampler: SamplerInpu
 def _cached_run(rounds: Rounds, model: Any, steps: int) -> tuple[TimedSamples, dict[str, Any] | None]:
     """A run and its report, looked up at once: another run might make the same latent."""
     run = rounds.run(model, steps)
-    return run, runs.run_of(run.samples).report if strategies_of(model) else None
+    told = runs.run_of(run.samples) if strategies_of(model) else None
+    return run, told.report if told else None
 
 
 def _words_of(model: Any) -> tuple[str, str]:

@@ -20,6 +20,11 @@ def schema(**settings: Any) -> io.Schema:
     return io.Schema(**{name: value for name, value in settings.items() if name in _KNOWN})
 
 
+def own_id(node: type[io.ComfyNode]) -> str:
+    """The id of the node that is executing; empty where a script calls the node's class itself."""
+    return str(getattr(node.hidden, "unique_id", None) or "")
+
+
 def prompt_server() -> Any | None:
     """ComfyUI's running server, or None where ComfyUI is used as a library."""
     return getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)

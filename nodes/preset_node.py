@@ -9,7 +9,7 @@ from comfy_api.latest import io
 from ..cache_core.adapters.comfyui import strategies_of
 from ..cache_core.adapters.comfyui.families import class_of, family_of
 from ..cache_core.presets import BALANCED, QUALITIES, TOO_FEW_STEPS, choose
-from .compat import schema
+from .compat import own_id, schema
 from .inputs import check_inputs
 from .settings_node import settings_output, with_caches
 
@@ -57,5 +57,5 @@ class CachePreset(io.ComfyNode):
     def execute(cls, model: Any, quality: str, steps: int) -> io.NodeOutput:
         check_inputs(cls, model=model, quality=quality, steps=steps)
         choice = choose(family_of(model), quality, steps, class_of(model))
-        cached = with_caches(model, [choice.strategy] if choice.strategy else [], cls.hidden.unique_id)
+        cached = with_caches(model, [choice.strategy] if choice.strategy else [], own_id(cls))
         return io.NodeOutput(cached, strategies_of(cached), choice.words, ui={"text": [choice.words]})

@@ -92,16 +92,18 @@ OLD_NODES = {old.node_id: old for old in _OLD}
 
 
 async def register() -> None:
-    """Offer the replacements, where this ComfyUI knows such a thing. It replaces only nodes that it does not have."""
-    if not hasattr(io, "NodeReplace"):
+    """Offer the replacements, where this ComfyUI knows such a thing. It replaces only nodes that it does not have.
+
+    Its server does it: where ComfyUI is used as a library there is none.
+    """
+    server = prompt_server()
+    if server is None or not hasattr(io, "NodeReplace"):
         return
     from comfy_api.latest import ComfyAPI
 
     for old in OLD_NODES.values():
         await ComfyAPI().node_replacement.register(old.replacement())
-    server = prompt_server()
-    if server is not None:
-        server.add_on_prompt_handler(completed)
+    server.add_on_prompt_handler(completed)
 
 
 def completed(request: dict[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from comfy_api.latest import io
 
 from ..cache_core.report.advice import in_words
 from . import runs
-from .compat import schema
+from .compat import own_id, schema
 from .inputs import check_inputs
 from .without_run import why
 
@@ -46,7 +46,7 @@ class CacheReport(io.ComfyNode):
             text = why(str(hidden.unique_id), hidden.prompt, hidden.extra_pnginfo, runs.MOST_RUNS)
             report = {"summary": text}
         else:
-            run.shown_by = (*{*run.shown_by, str(cls.hidden.unique_id)},)
+            run.shown_by = (*{*run.shown_by, own_id(cls)},)
             report = _of(run)
             text = in_words(report)
         return io.NodeOutput(samples, json.dumps(report), text, ui={"refrain_report": [report], "text": [text]})

@@ -19,9 +19,12 @@ _ID = re.compile(r"[\w.:-]{1,100}", re.ASCII)
 
 
 def add_routes() -> None:
-    """Let ComfyUI's server answer. Does nothing where ComfyUI is used as a library."""
+    """Let ComfyUI's server answer. Does nothing where ComfyUI is used as a library.
+
+    ComfyUI does not start if two answer at one path.
+    """
     server = prompt_server()
-    if server is not None:
+    if server is not None and all(getattr(route, "path", None) != PATH for route in server.routes):
         server.routes.get(PATH)(answer)
 
 

@@ -10,7 +10,7 @@ from comfy_api.latest import io
 from ..cache_core.adapters.comfyui import with_cache
 from ..cache_core.strategy.strategy import Strategy
 from . import runs
-from .compat import schema
+from .compat import own_id, schema
 from .inputs import check_inputs
 
 SETTINGS = io.Custom("REFRAIN_SETTINGS")  # a tuple of strategies
@@ -22,10 +22,10 @@ def settings_output() -> Any:
     return SETTINGS.Output(display_name="settings", tooltip=SETTINGS_TOOLTIP)
 
 
-def with_caches(model: Any, strategies: Sequence[Strategy], node_id: Any) -> Any:
+def with_caches(model: Any, strategies: Sequence[Strategy], node_id: str) -> Any:
     """The model with these caches, whose runs this node shows; the model as it is if there are none."""
     for strategy in strategies:
-        model = with_cache(model, strategy, watch=runs.watch, owner=str(node_id))
+        model = with_cache(model, strategy, watch=runs.watch, owner=node_id)
     return model
 
 
@@ -52,4 +52,4 @@ class ApplySettings(io.ComfyNode):
     @classmethod
     def execute(cls, model: Any, settings: Sequence[Strategy]) -> io.NodeOutput:
         check_inputs(cls, model=model, settings=settings)
-        return io.NodeOutput(with_caches(model, settings, cls.hidden.unique_id))
+        return io.NodeOutput(with_caches(model, settings, own_id(cls)))

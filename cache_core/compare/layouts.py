@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from ..strategy.setting import counted
 from .sheet import Cell, Label, Sheet, draw
 from .side_by_side import Sampled, SideBySide
 
@@ -33,7 +34,7 @@ def in_columns(compared: SideBySide, title: str, subtitle: str = "") -> Sheet:
     if any(twin is not None for twin in twins):
         fewer = Label("Fewer steps", "uncached, in the time that the cache above took")
         rows += [
-            [None, *(twin and _heading(twin, uncached, f"{twin.steps} steps") for twin in twins)],
+            [None, *(twin and _heading(twin, uncached, counted(twin.steps, "step")) for twin in twins)],
             [fewer, *(Label("", NO_TWIN) if twin is None else picture(twin) for twin in twins)],
             [different, *(twin and difference(twin) for twin in twins)],
         ]

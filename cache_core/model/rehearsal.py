@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_map
 
 from ..strategy import copied, same_layout
 from .chains import BlockPlan
-from .failures import SHAPES_DO_NOT_FIT, is_of_the_device, is_out_of_memory
+from .failures import is_of_the_device, is_out_of_memory
 from .hooks import Forward, Hook
 from .lesson import Lesson, noting
 from .structure import flattened, is_feature
@@ -38,6 +38,7 @@ class Stage:
     perform: Callable[[list[Hook]], None]  # makes that call once more, with these hooks
     largest: Callable[[Sequence[float]], list[float]]  # of each number among all ranks: they must find the same
     on_blocks_left_out: Callable[[], None] | None = None
+    cancels: tuple[type[BaseException], ...] = ()  # what ends a run because somebody wants it
 
 
 def rehearse(plan: BlockPlan, stage: Stage) -> tuple[BlockPlan, str | None, bool]:
@@ -48,8 +49,8 @@ def rehearse(plan: BlockPlan, stage: Stage) -> tuple[BlockPlan, str | None, bool
     """
     try:
         plan, error = _tested(_led_by_what_sees_the_latent(plan, stage), stage)
-    except RuntimeError as failure:
-        if not is_out_of_memory(failure):
+    except Exception as failure:
+        if isinstance(failure, stage.cancels) or not is_out_of_memory(failure):
             raise
         return plan, NO_MEMORY, True  # the model alone has just fitted
     if error <= MOST_ERROR:
@@ -97,11 +98,12 @@ def _error_of(plan: BlockPlan, stage: Stage) -> tuple[BlockPlan, float]:
 
 
 def _performed(plan: BlockPlan, stage: Stage, around_model: Callable[..., Any]) -> _Rehearsal:
+    """The call without its blocks. Whatever it raises says that the plan was misread, but cancels and device errors."""
     rehearsal = _Rehearsal(plan, stage)
     try:
         stage.perform([*plan.along(rehearsal.block), Hook(stage.lesson.model, around_model)])
-    except SHAPES_DO_NOT_FIT as failure:
-        if is_of_the_device(failure):
+    except Exception as failure:
+        if isinstance(failure, stage.cancels) or is_of_the_device(failure):
             raise
         rehearsal.is_as_learned = False
     return rehearsal
@@ -121,8 +123,9 @@ class _Rehearsal:
     @property
     def saw_the_same(self) -> bool:
         """Whether the chain that leads was given what it was given in the call learned from. Waits for the device."""
-        main = self.plan.chains[0].main
-        return self.entered is not None and torch.equal(self.entered, self.learned[0].entered[main])
+        if not self.is_as_learned or self.entered is None:
+            return False
+        return torch.equal(self.entered, self.learned[0].entered[self.plan.chains[0].main])
 
     def block(self, chain: int, index: int, forward: Forward, args: tuple, kwargs: dict) -> Any:
         """Stands in for one block's forward."""
@@ -162,11 +165,14 @@ def _with_another_latent(forward: Forward, *args: Any, **kwargs: Any) -> Any:
 def relative_error(some: Any, reference: Any) -> float:
     """|some - reference| / |reference|, the largest of all features of two outputs alike. Waits for the device.
 
-    NaN, and outputs without features, count as infinite.
+    NaN, outputs without features, and features of other shapes or places count as infinite.
     """
+    given, wanted = flattened(some)[0], flattened(reference)[0]
+    if [(each.shape, each.device) for each in given] != [(each.shape, each.device) for each in wanted]:
+        return inf
     errors = [
         (a.detach().float() - b.detach().float()).norm() / b.detach().float().norm().clamp_min(SMALLEST_NORM)
-        for a, b in zip(flattened(some)[0], flattened(reference)[0], strict=True)
+        for a, b in zip(given, wanted)
     ]
     error = torch.stack(errors).max().item() if errors else inf
     return error if error == error else inf

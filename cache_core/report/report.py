@@ -9,6 +9,7 @@ from itertools import zip_longest
 from statistics import median
 from typing import Any, Literal
 
+from ..strategy.setting import counted
 from ..strategy.strategy import Level, Strategy
 from .advice import quantiles_of, warnings_of
 from .record import CallRecord
@@ -61,9 +62,11 @@ class Report:
 
     def close(self) -> None:
         """The run is over: read what was left on the device."""
-        for call in self.calls:
-            call.settle()
-        self.state = "finished"
+        try:
+            for call in self.calls:
+                call.settle()
+        finally:
+            self.state = "finished"
 
     def stop(self) -> None:
         """The run was cancelled or failed: let go of the device without waiting for it."""
@@ -160,7 +163,8 @@ class Report:
         """The run in one line, for the log."""
         names = " + ".join(strategy.title for strategy in self.strategies)
         parts = [f"{self.count(action)} {action}" for action in ACTIONS if self.count(action)]
-        text = f"Refrain, {names}: {len(self.calls)} model calls: {', '.join(parts)}"
+        text = f"Refrain, {names}: {counted(len(self.calls), 'model call')}"
+        text += f": {', '.join(parts)}" if parts else ""
         if self.count("reused", "forecast"):
             text += f"; {self.computed_share:.0%} of the {self.work} computed"
             text += f", {self.speed_up:.2f}x" if self.speed_up else ""
@@ -170,6 +174,8 @@ class Report:
         elif self.calls:
             why = "; ".join(self.obstacles) or self.calls[-1].reason or "; ".join(self.notes)
             text += f"; nothing reused: {why}"
+        elif self.notes:
+            text += f"; {'; '.join(self.notes)}"
         return text
 
 

@@ -31,7 +31,8 @@ def learn(
     if plan.chains and run.terms.steps_in_at("model"):
         device = call.sigma.tensor.device
         largest = lambda values: run.terms.ranks.largest(values, device)  # noqa: E731
-        plan, why_not, is_certain = rehearse(plan, Stage(lesson, perform, largest, run.terms.on_blocks_left_out))
+        stage = Stage(lesson, perform, largest, run.terms.on_blocks_left_out, run.terms.cancels)
+        plan, why_not, is_certain = rehearse(plan, stage)
         if why_not and model.may_learn_again() and not is_certain:
             return
     plan = BlockPlan() if why_not else plan

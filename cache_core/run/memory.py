@@ -78,17 +78,28 @@ class Memories(dict[Key, Memory]):
 
 
 def bytes_held(state: Any) -> int:
-    """Bytes of all tensors reachable from a state through dataclasses and containers, each storage once."""
-    return sum({storage.data_ptr(): storage.nbytes() for storage in _storages(state)}.values())
+    """Bytes of all tensors reachable from a state through dataclasses and containers, each storage once.
+
+    A tensor whose storage can't be looked at, as on DirectML, counts with its elements.
+    """
+    return sum(dict(map(_address_and_bytes, _tensors(state))).values())
 
 
-def _storages(value: Any) -> list[torch.UntypedStorage]:
+def _address_and_bytes(tensor: torch.Tensor) -> tuple[Hashable, int]:
+    try:
+        storage = tensor.untyped_storage()
+        return storage.data_ptr() or (id(tensor),), storage.nbytes()
+    except RuntimeError:  # NotImplementedError is one
+        return (id(tensor),), tensor.numel() * tensor.element_size()
+
+
+def _tensors(value: Any) -> list[torch.Tensor]:
     if isinstance(value, torch.Tensor):
-        return [value.untyped_storage()]
+        return [value]
     if is_dataclass(value):
         value = [getattr(value, field.name) for field in fields(value)]
     elif isinstance(value, dict):
         value = list(value.values())
     if isinstance(value, (list, tuple)) or hasattr(value, "popleft"):
-        return [storage for item in value for storage in _storages(item)]
+        return [tensor for item in value for tensor in _tensors(item)]
     return []

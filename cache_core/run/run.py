@@ -19,12 +19,13 @@ from .ranks import Ranks
 from .reading import SigmaReading
 from .sites import at_guidance
 from .state import CallState, RunState, Terms
+from .telling import telling
 from .visit import Visit
 
 MOST_CHANGES = 4  # in a row: a prompt with a range that ends begins and ends another within two
 BRANCHES_CHANGE = (
-    "the branches of the prompt are others at every evaluation (context windows that move, LoRA keyframes), and new "
-    "ones have nothing to reuse: choose static windows, or fewer keyframes"
+    "the branches of the prompt are others at every evaluation, and new ones have nothing to reuse. Of context windows "
+    "choose static ones, of LoRA keyframes use fewer; with samplers and guiders that alternate prompts it stays so"
 )
 NO_LEADER = "the branches' threads could not agree in time, so everything is computed: run them in one thread"
 
@@ -39,7 +40,8 @@ class CacheRun:
     `methods` names, by the class of a module, the method by which a model runs it where that is not `forward`.
     `on_blocks_left_out` is called within a model call once it is decided that the blocks still to come won't run.
     `denoise_mask` is 1 where the sampler draws freely, less where the latent is held to another picture. `ranks` are
-    the processes that call the model at the same time, each with a part of the tokens.
+    the processes that call the model at the same time, each with a part of the tokens. `cancels` are the exceptions by
+    which whoever drives the run ends it, and which therefore pass wherever other errors are taken care of.
 
     Branches may be called in threads, each on a model of its own: see `in_threads`.
     """
@@ -52,15 +54,25 @@ class CacheRun:
         on_blocks_left_out: Callable[[], None] | None = None,
         denoise_mask: Tensor | None = None,
         ranks: Ranks | None = None,
+        cancels: tuple[type[BaseException], ...] = (),
     ) -> None:
         on = tuple(dict.fromkeys(strategy for strategy in strategies if not strategy.is_off))
         obstacles = () if schedule.is_open else filter(None, (strategy.obstacle(schedule) for strategy in on))
         self.report = Report(tuple(strategies), schedule.count, obstacles=tuple(obstacles))
-        terms = Terms(on, schedule, ranks or Ranks(), methods or {}, on_blocks_left_out)
+        terms = Terms(on, schedule, ranks or Ranks(), methods or {}, on_blocks_left_out, cancels)
         self.state = RunState(terms, Models(on, terms.methods), Paths(LatentPath(denoise_mask)), self.report)
         self._asked_about: Callable[[], Tensor | None] = lambda: None  # the last latent, of a host that says no more
+        self.asked_together = False  # whether the adapter has asked for several branches in one request so far
         self._here = threading.local()  # .call: the model call that runs in this thread
         self._lock = threading.Lock()  # around the report
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        """A run is one run, whoever copies what it travels in: other nodes copy ComfyUI's options in mid-run."""
+        return self
+
+    def telling(self) -> AbstractContextManager[None]:
+        """Around what only tells of this run: an error in it does not end the run."""
+        return telling(self.report, self.state.terms.cancels)
 
     def steps_in_at(self, level: Level) -> bool:
         """Whether one of the strategies works at this level."""
@@ -215,6 +227,8 @@ class CacheRun:
             self.report.note(NO_LEADER)
         with self._lock:
             if any(visit.has_kept for visit in visits):
-                self.report.held(self.state.memories.bytes_held)
+                with self.telling():
+                    self.report.held(self.state.memories.bytes_held)
             if labels:
-                self.report.add(record_of(state, visits, labels))
+                with self.telling():
+                    self.report.add(record_of(state, visits, labels))

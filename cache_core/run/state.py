@@ -31,6 +31,7 @@ class Terms:
     ranks: Ranks
     methods: Mapping[str, str]  # by which a model runs modules of a class where that is not `forward`
     on_blocks_left_out: Callable[[], None] | None  # called once it is decided that the blocks to come won't run
+    cancels: tuple[type[BaseException], ...] = ()  # what ends a run because somebody wants it
 
     def steps_in_at(self, level: Level) -> bool:
         """Whether one of the strategies works at this level."""

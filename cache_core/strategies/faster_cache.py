@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..strategy.forecast import History
-from ..strategy.setting import setting
+from ..strategy.setting import counted, setting
 from ..strategy.spacing import Broadcast
 from ..strategy.step import Schedule, Step
 from ..strategy.strategy import COMPUTE, CONDITIONAL, Around, Call, Site, Strategy
@@ -73,7 +73,7 @@ class FasterCache(Strategy):
             change = self._attention_weight(call.site) if call.order else 0.0
             return state.outputs.combined([1 + change, -change][: call.order + 1])
         elif call.may_reuse:
-            call.reason = f"{kind} attention was extrapolated in {skip_range - 1} steps"
+            call.reason = f"{kind} attention was extrapolated in {counted(skip_range - 1, 'step')}"
         state.outputs.add(call.step.time, (yield COMPUTE))
         state.broadcast.begin(call.step)
 

@@ -84,7 +84,7 @@ class FirstBlockCache(Strategy):
         steps = (schedule.step_at(sigma) for sigma in schedule.sigmas[1 : schedule.count])
         if any(schedule.is_within(step, self.start_percent, self.end_percent) for step in steps):
             return ""
-        return f"none of the {schedule.count} steps after the first is within start_percent to end_percent"
+        return "no step after the first is within start_percent to end_percent"
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from ..strategy.setting import setting
+from ..strategy.setting import counted, setting
 from ..strategy.spacing import Broadcast
 from ..strategy.step import Schedule
 from ..strategy.strategy import COMPUTE, Around, Call, Site, Strategy
@@ -59,7 +59,7 @@ class PyramidAttentionBroadcast(Strategy):
             call.reason = f"{kind} attention is computed once in {skip_range} steps"
             return state.output
         elif call.may_reuse:
-            call.reason = f"{kind} attention was reused in {skip_range - 1} steps"
+            call.reason = f"{kind} attention was reused in {counted(skip_range - 1, 'step')}"
         state.output = yield COMPUTE
         state.broadcast.begin(call.step)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from ..strategy.forecast import History, recursion_weights, safe_weights
-from ..strategy.setting import check_expressions, setting
+from ..strategy.setting import check_expressions, counted, setting
 from ..strategy.spacing import published_steps, sigma_spaced_steps, steps_between_turns
 from ..strategy.step import OpenSchedule, Schedule, Step
 from ..strategy.strategy import COMPUTE, Around, Call, Level, Site, Strategy
@@ -118,7 +118,7 @@ class TaylorSeerCache(Strategy):
         if len(computed) < schedule.count:
             return ""
         warm_up = f"warm-up {self.disable_cache_before_step} and interval {self.cache_interval}"
-        return f"{schedule.count} steps are too few for {warm_up}"
+        return f"{counted(schedule.count, 'step')} {'is' if schedule.count == 1 else 'are'} too few for {warm_up}"
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -26,6 +26,11 @@ def setting(
     return field(default=default, metadata=metadata)
 
 
+def counted(count: int, noun: str) -> str:
+    """So many of something, in words: "1 step", "2 steps"."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def check(title: str, name: str, value: Any, default: Any, allowed: Any) -> None:
     low, high, choices = allowed["minimum"], allowed["maximum"], allowed["choices"]
     told = f"{title}: {name} is {reprlib.repr(value)}"  # shortened: nodes may hand on anything

@@ -70,4 +70,5 @@ class WaitForInterrupt:
         return (clone,)
 
 
-NODE_CLASS_MAPPINGS = {"FailInBlockThree": FailInBlockThree, "WaitForInterrupt": WaitForInterrupt}
+# Not written out, or lists of all nodes take these for the pack's.
+NODE_CLASS_MAPPINGS = dict((node.__name__, node) for node in (FailInBlockThree, WaitForInterrupt))

@@ -111,6 +111,22 @@ def test_memory_that_runs_out_while_the_plan_is_tested_computes_and_says_so(
     assert any(NO_MEMORY in note for note in reports.all[0].notes)
 
 
+MISREAD = [AssertionError("img.ndim == 3"), AttributeError("no attribute 'shape'"), UnboundLocalError("vec")]
+
+
+@pytest.mark.parametrize("error", MISREAD, ids=lambda error: type(error).__name__)
+def test_what_a_misread_plan_makes_the_model_raise_does_not_reach_the_user(demo, cached, reports, monkeypatch, error):
+    """The next call is learned from instead."""
+    strategy = FirstBlockCache(residual_diff_threshold=0.3)
+    with monkeypatch.context() as patch:
+        failing(patch, demo.model().model.diffusion_model.final_layer, 2, lambda: error)
+        late = demo.sample(cached(demo.model(), strategy), [PROMPT], steps=12)
+    expected = demo.sample(cached(demo.model(), strategy), [PROMPT], steps=12)
+    first, second = reports.all
+    assert 3 <= first.count("forecast", "reused") <= second.count("forecast", "reused")
+    assert (late - expected).norm() < 0.1 * expected.norm()
+
+
 def test_a_cancel_while_the_plan_is_tested_is_a_cancel(demo, comfy, cached, reports, monkeypatch):
     cancel = comfy.model_management.InterruptProcessingException
     with monkeypatch.context() as patch, pytest.raises(cancel):

@@ -66,7 +66,7 @@ def test_few_steps_leave_the_model_as_it_is_and_say_why(server):
     entry = server.run(prompt)
     uncached = set_inputs(workflow("uncached"), "KSampler", steps=4)
 
-    assert words_in(prompt, entry).startswith("4 steps leave nothing to reuse")
+    assert words_in(prompt, entry).startswith("With 4 steps there is nothing to reuse")
     assert "No cached sampling run" in report_in(prompt, entry)["summary"]
     assert picture_in(prompt, entry, server) == picture_in(uncached, server.run(uncached), server)
 

@@ -57,6 +57,9 @@ def test_too_few_measures_suggest_nothing(calls):
     ("strategy", "steps", "sentence"),
     [
         (TaylorSeerCache(), 3, "0 reused: 3 steps are too few for warm-up 3 and interval 4."),
+        (TaylorSeerCache(), 1, "0 reused: 1 step is too few for warm-up 3 and interval 4."),
+        (FirstBlockCache(), 1, "0 reused: no step after the first is within start_percent to end_percent."),
+        (PyramidAttentionBroadcast(), 1, "0 reused: no step after the first is within the timesteps to skip."),
         (
             TaylorSeerCache(disable_cache_before_step=8),
             8,
@@ -65,14 +68,14 @@ def test_too_few_measures_suggest_nothing(calls):
         (
             FirstBlockCache(start_percent=0.98),
             6,
-            "0 reused: none of the 6 steps after the first is within start_percent",
+            "0 reused: no step after the first is within start_percent",
         ),
         (FirstBlockCache(residual_diff_threshold=0.0), 6, "0 reused: these settings never reuse."),
         (FirstBlockCache(residual_diff_threshold=1e-6), 12, "or more at every step, and the threshold is 1e-06. "),
         (
             PyramidAttentionBroadcast(spatial_attention_timestep_skip_end=101),
             4,
-            "0 reused: none of the 4 steps after the first is within the timesteps to skip.",
+            "0 reused: no step after the first is within the timesteps to skip.",
         ),
         (
             FasterCache(
@@ -81,7 +84,7 @@ def test_too_few_measures_suggest_nothing(calls):
                 unconditional_batch_timestep_skip_end=5,
             ),
             4,
-            "0 reused: none of the 4 steps after the first is within the timesteps to skip.",
+            "0 reused: no step after the first is within the timesteps to skip.",
         ),
     ],
     ids=lambda value: getattr(value, "title", None),

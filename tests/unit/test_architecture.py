@@ -96,8 +96,8 @@ def test_nodes_import_relatively_or_comfyui_torch_and_the_standard_library(path)
     assert not ours & {module.split(".")[0] for module in absolute}
 
 
-def test_comfyui_loads_a_file_that_imports_nothing():
-    assert not list(imported(ROOT / "__init__.py", top_level_only=True))
+def test_comfyui_loads_a_file_that_imports_only_what_python_has():
+    assert set(imported(ROOT / "__init__.py", top_level_only=True)) <= {"sys", "pathlib", "pathlib.Path"}
 
 
 @pytest.mark.parametrize("path", [*CORE, *NODES], ids=named)
@@ -191,7 +191,7 @@ def test_folders_know_only_what_is_below_them(path):
 
 # The files of run/ from bottom to top: what a run is, then what drives it. Those in one row don't know each other.
 STOREYS = [
-    {"ranks", "path", "memory", "models"},
+    {"ranks", "path", "memory", "models", "telling"},
     {"reading"},
     {"evaluation"},
     {"state"},

@@ -63,7 +63,7 @@ def test_nothing_cautious_is_bolder_than_what_others_published_for_the_family(fa
 def test_few_steps_leave_the_model_as_it_is(family, quality, steps):
     choice = choose(family, quality, steps)
     assert choice.strategy is None
-    assert choice.words.startswith(f"{steps} steps leave nothing to reuse")
+    assert choice.words.startswith(f"With {steps} step{'s' if steps > 1 else ''} there is nothing to reuse")
 
 
 def test_one_step_more_is_cached():

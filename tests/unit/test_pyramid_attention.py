@@ -227,5 +227,5 @@ def test_reused_attention_is_told_in_the_report(toy):
     assert reasons[0] == "learning the model's blocks"
     assert set(reasons[1:5]) == set(reasons[18:]) == {"outside the timesteps of spatial attention"}
     assert reasons[5] == "spatial attention is computed once in 2 steps"
-    assert reasons[6] == "spatial attention was reused in 1 steps"
+    assert reasons[6] == "spatial attention was reused in 1 step"
     assert relative_error(result, reference()) < 0.1  # of twelve steps, another result but a near one

@@ -15,8 +15,8 @@ export function amount(bytes) {
 export const measure = (value) => String(Number(value.toPrecision(3)));
 
 /** "20 steps: 11 computed, 9 reused · 1.74x measured · 48 MiB held" @param {Report} report */
-export function headline({ steps, totals }) {
-  if (!totals.calls) return say("begun");
+export function headline({ state, steps, totals, notes }) {
+  if (!totals.calls) return (state !== "running" && notes[0]) || say("begun");
   const calls = totals.calls === steps ? "" : `, ${say("calls", { count: totals.calls })}`;
   const counts = ACTIONS.filter((action) => totals[action]).map((action) => say("count", { count: totals[action], action: say(action) }));
   const parts = [`${say("steps", { count: steps })}${calls}: ${counts.join(", ")}`];

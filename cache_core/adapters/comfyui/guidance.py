@@ -17,7 +17,11 @@ from .contexts import BRANCHES, CONTROLS, context_of_guidance, controls_at, prom
 from .exceptions import PATCHES_THAT_MIX_PROMPTS
 from .threads import POOL, Threads
 
-NO_NEGATIVE = "the negative prompt is not run at all (cfg 1, or a distilled model), so there is none to skip"
+NO_NEGATIVE = "where cfg is 1, or with a distilled model, the negative prompt is not run, so there is none to skip"
+ONE_BY_ONE = (
+    "the negative prompt is never estimated: that takes one request for both prompts, and this guider asks for one at "
+    "a time"
+)
 NO_PAIR = (
     "the negative prompt always runs: to estimate it takes one positive and one negative branch, and this guider has "
     "{} branches"
@@ -35,7 +39,8 @@ def denoised_of_branches(
     options = model_options["transformer_options"]
     options[CONTROLS] = controls_at(conds, sigma)
     compute = partial(_compute, run, executor, model, x, sigma, model_options)
-    if not run.steps_in_at("guidance"):
+    run.asked_together |= len(conds) > 1
+    if not run.steps_in_at("guidance") or len(conds) == 1:  # one: of this kind of guider, or a guidance's extra one
         return compute(conds)
     if why := _why_not_estimated(conds, options):
         run.report.note(why)

@@ -14,7 +14,7 @@ import comfy.samplers
 import comfy.utils
 import latent_preview
 from comfy.model_patcher import ModelPatcher
-from comfy.patcher_extension import WrappersMP
+from comfy.patcher_extension import CallbacksMP, WrappersMP
 from comfy.sd import VAE
 from torch import Tensor
 
@@ -132,4 +132,5 @@ def _without_cache(model: ModelPatcher) -> ModelPatcher:
     bare = model.clone()
     for kind in (WrappersMP.OUTER_SAMPLE, WrappersMP.PREDICT_NOISE, WrappersMP.CALC_COND_BATCH, WrappersMP.APPLY_MODEL):
         bare.remove_wrappers_with_key(kind, KEY)
+    bare.remove_callbacks_with_key(CallbacksMP.ON_PRE_RUN, KEY)
     return bare

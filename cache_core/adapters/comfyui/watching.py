@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
+from comfy.model_management import InterruptProcessingException
+
 from ...report.report import Report
+from ...run.run import CacheRun
+from ...run.telling import telling
+from ...strategy.strategy import Strategy
+from .guidance import ONE_BY_ONE
+from .weights import FETCHED_ALL_THE_SAME, are_fetched_all_the_same
+
+logger = logging.getLogger(__name__)
+CANCELS = (InterruptProcessingException,)  # in ComfyUI 0.8 an ordinary exception
+NOT_ASKED = (
+    "the caches on this model did nothing: its guider samples with the settings of another of its models. Put them on "
+    "that one (of Dual Model CFG Guider, on `model`), where they work for both"
+)
 
 
 class Watcher(Protocol):
@@ -22,20 +37,48 @@ class Watcher(Protocol):
 Watch = Callable[[Report], Watcher]  # called when a run begins, with a report that fills up
 
 
-def watched(sample: Callable[[], Any], report: Report, watch: Watch | None) -> Any:
-    """What `sample` returns. The report is closed and the watcher told, however the run ends."""
-    watcher = None if watch is None else watch(report)
-    report.on_call = None if watcher is None else watcher.called
+def watched(sample: Callable[[], Any], run: CacheRun, watch: Watch | None) -> Any:
+    """What `sample` returns. The report is closed and the watcher told, however the run ends.
+
+    Errors in telling do not end the run.
+    """
+    report, watcher = run.report, None
+    if watch is not None:
+        with run.telling():
+            watcher = watch(report)
+            report.on_call = watcher.called
     began, latent = time.perf_counter(), None
     try:
         latent = sample()
-        report.seconds = time.perf_counter() - began
-        report.close()
-    except BaseException:
-        report.seconds = time.perf_counter() - began
-        report.stop()
-        raise
+        with run.telling():
+            _note_what_it_was_like(run)
     finally:
+        report.seconds = time.perf_counter() - began
+        with run.telling():
+            if latent is None:
+                report.stop()
+            else:
+                report.close()
         if watcher is not None:
-            watcher.ended(latent if report.state == "finished" else None)
+            with run.telling():
+                watcher.ended(latent)
     return latent
+
+
+def tell_of_no_run(parts: Sequence[tuple[Strategy, str]], watch: Watch | None) -> None:
+    """A model is sampled from, and its strategies, each with its owner, are not asked."""
+    report = Report(tuple(strategy for strategy, _ in parts), 0, owners=tuple(owner for _, owner in parts))
+    report.note(NOT_ASKED)
+    report.close()
+    logger.warning(report.line())
+    if watch is not None:
+        with telling(report, CANCELS):
+            watch(report).ended(None)
+
+
+def _note_what_it_was_like(run: CacheRun) -> None:
+    """What is known only once a run was sampled."""
+    if are_fetched_all_the_same(run.state.terms.strategies):
+        run.report.note(FETCHED_ALL_THE_SAME)
+    if run.steps_in_at("guidance") and not run.asked_together:
+        run.report.note(ONE_BY_ONE)

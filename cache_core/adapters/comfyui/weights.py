@@ -6,16 +6,12 @@ MiniMax-H3) have a queue besides, from which each block is fetched as a whole ri
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 
 from torch import nn
 
 from ...strategy.strategy import Strategy
-
-try:
-    from comfy import model_prefetch
-except ImportError:  # ComfyUI 0.8
-    model_prefetch = None
 
 LEVELS_BLOCK_BY_BLOCK = {"block", "module"}  # where it is decided of each block, when it would run, to leave it out
 FETCHED_ALL_THE_SAME = (
@@ -27,7 +23,7 @@ FETCHED_ALL_THE_SAME = (
 def fetch_no_more_blocks() -> None:
     """The blocks still to come in this model call won't run: empty what is left of its queue."""
     if are_fetched_ahead():
-        queue = model_prefetch.PREFETCH_QUEUES[-1]  # the newest is this call's
+        queue = _queues()[-1]  # the newest is this call's
         queue[:] = [[] if isinstance(entry, nn.Module) else entry for entry in queue]  # []: nothing to fetch
 
 
@@ -38,4 +34,9 @@ def are_fetched_all_the_same(strategies: Iterable[Strategy]) -> bool:
 
 def are_fetched_ahead() -> bool:
     """Whether a model has made such a queue since this node began."""
-    return model_prefetch is not None and bool(model_prefetch.PREFETCH_QUEUES)
+    return bool(_queues())
+
+
+def _queues() -> list[list]:
+    """One for each model call; ComfyUI 0.8 has none."""
+    return getattr(sys.modules.get("comfy.model_prefetch"), "PREFETCH_QUEUES", [])

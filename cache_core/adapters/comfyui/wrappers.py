@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import reprlib
+import threading
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -18,7 +19,7 @@ import numpy as np
 import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.model_sampling import CONST, ModelSamplingDiscrete
-from comfy.patcher_extension import WrappersMP
+from comfy.patcher_extension import CallbacksMP, WrappersMP
 
 from ...run.run import CacheRun
 from ...strategy.step import Schedule, schedule_of
@@ -26,8 +27,8 @@ from ...strategy.strategy import Strategy
 from .contexts import contexts_of, labels_of
 from .exceptions import METHODS, OTHER_CACHES, refuse_other_caches, why_computed
 from .guidance import denoised_of_branches
-from .watching import Watch, watched
-from .weights import FETCHED_ALL_THE_SAME, are_fetched_all_the_same, fetch_no_more_blocks
+from .watching import CANCELS, Watch, tell_of_no_run, watched
+from .weights import fetch_no_more_blocks
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +69,8 @@ def with_cache(model: ModelPatcher, strategy: Strategy, *, watch: Watch | None =
     ):
         cached.remove_wrappers_with_key(kind, KEY)
         cached.add_wrapper_with_key(kind, KEY, wrapper)
+    cached.remove_callbacks_with_key(CallbacksMP.ON_PRE_RUN, KEY)
+    cached.add_callback_with_key(CallbacksMP.ON_PRE_RUN, KEY, wrappers.pre_run)
     return cached
 
 
@@ -90,6 +93,15 @@ class _Wrappers:
     def __init__(self, parts: Sequence[tuple[Strategy, str]], watch: Watch | None, notes: tuple[str, ...]) -> None:
         self.parts, self.watch, self.notes = parts, watch, notes  # for every report of its runs
         self.strategies = tuple(strategy for strategy, _ in parts)
+        self._here = threading.local()  # .runs: how many runs with them go on in this thread
+
+    def __deepcopy__(self, memo: Any) -> _Wrappers:
+        return self  # one MODEL's, whoever copies its options
+
+    def pre_run(self, model: ModelPatcher) -> None:
+        """A model that carries them is about to be sampled from; outside of a run, if a guider has two models."""
+        if not getattr(self._here, "runs", 0) and not all(strategy.is_off for strategy in self.strategies):
+            tell_of_no_run(self.parts, self.watch)
 
     def outer_sample(self, executor: Any, *args: Any, **kwargs: Any) -> Any:
         """Around one sampling run: guider.outer_sample(noise, latent_image, sampler, sigmas, ...)."""
@@ -99,7 +111,7 @@ class _Wrappers:
         sigmas = kwargs["sigmas"] if "sigmas" in kwargs else args[3]
         mask = kwargs["denoise_mask"] if "denoise_mask" in kwargs else args[4] if len(args) > 4 else None
         schedule = schedule_for(guider.model_patcher, sigmas)
-        run = CacheRun(self.strategies, schedule, METHODS, fetch_no_more_blocks, denoise_mask=mask)
+        run = CacheRun(self.strategies, schedule, METHODS, fetch_no_more_blocks, mask, cancels=CANCELS)
         if schedule.is_open:
             run.report.steps = len(sigmas) - 1
             run.report.note(UNORDERED)
@@ -111,18 +123,15 @@ class _Wrappers:
         for option in OTHER_CACHES.keys() & options:
             run.report.note(OTHER_CACHE.format(OTHER_CACHES[option]))
 
-        def sample() -> Any:
-            latent = executor(*args, **kwargs)
-            if are_fetched_all_the_same(run.state.terms.strategies):
-                run.report.note(FETCHED_ALL_THE_SAME)
-            return latent
-
+        self._here.runs = getattr(self._here, "runs", 0) + 1
         try:
-            latent = watched(sample, run.report, self.watch)
+            latent = watched(partial(executor, *args, **kwargs), run, self.watch)
         finally:
+            self._here.runs -= 1
             options.pop(KEY, None)
             run.free()
-        logger.info(run.report.line())
+        with run.telling():
+            logger.info(run.report.line())
         return latent
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from importlib import import_module
 from unittest import mock
 
 import torch
@@ -26,9 +27,9 @@ def _hidream_o1(draw: Draw) -> list:
 
 @contextmanager
 def _small_adapter() -> Iterator[None]:
-    from comfy.ldm.anima import model
+    anima = import_module("comfy.ldm.anima.model")  # older ComfyUIs have none
 
-    with mock.patch.object(model, "LLMAdapter", partial(model.LLMAdapter, model_dim=64, num_layers=2, num_heads=4)):
+    with mock.patch.object(anima, "LLMAdapter", partial(anima.LLMAdapter, model_dim=64, num_layers=2, num_heads=4)):
         yield
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from importlib import import_module
 from typing import Any
 from unittest import mock
 
@@ -83,18 +84,19 @@ def _seconds(*names: str, features: str) -> Any:
 
 @contextmanager
 def _short_lyrics() -> Iterator[None]:
-    from comfy.ldm.ace import model
+    from comfy.ldm.ace import model as ace
 
-    small = partial(model.LyricEncoder, output_size=32, attention_heads=2, linear_units=64, num_blocks=2)
-    with mock.patch.object(model, "LyricEncoder", small):
+    small = partial(ace.LyricEncoder, output_size=32, attention_heads=2, linear_units=64, num_blocks=2)
+    with mock.patch.object(ace, "LyricEncoder", small):
         yield
 
 
 @contextmanager
 def _small_music() -> Iterator[None]:
     import comfy.ops
-    from comfy.ldm.minimax_music import dit
-    from comfy.supported_models import MiniMaxMusic3
+
+    dit = import_module("comfy.ldm.minimax_music.dit")  # older ComfyUIs have none
+    music = import_module("comfy.supported_models").MiniMaxMusic3
 
     class Linear(comfy.ops.disable_weight_init.Linear):
         def __init__(self, inputs: int, outputs: int, **settings: Any) -> None:
@@ -107,7 +109,7 @@ def _small_music() -> Iterator[None]:
     operations = type("Operations", (comfy.ops.disable_weight_init,), {"Linear": Linear, "Conv1d": Conv1d})
     block = dit.TransformerBlock
     with (
-        mock.patch.object(MiniMaxMusic3, "custom_operations", operations),
+        mock.patch.object(music, "custom_operations", operations),
         mock.patch.object(dit, "TransformerBlock", lambda _, __, ___, *settings: block(64, 32, 96, *settings)),
         mock.patch.object(dit, "range", lambda count: range(count // 4), create=True),
     ):
@@ -117,9 +119,9 @@ def _small_music() -> Iterator[None]:
 def _attend_fast(_: nn.Module) -> None:
     """With PyTorch's attention, as on a GPU: what ComfyUI takes on a CPU needs minutes for 4096 tokens."""
     from comfy.ldm.modules import attention
-    from comfy.ldm.trellis2 import model
 
-    model.optimized_attention = attention.attention_pytorch
+    trellis2 = import_module("comfy.ldm.trellis2.model")  # older ComfyUIs have none
+    trellis2.optimized_attention = attention.attention_pytorch
 
 
 _stable_audio = partial(
