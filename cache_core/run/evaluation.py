@@ -16,6 +16,13 @@ from .reading import SigmaReading
 
 PATIENCE = 60.0  # seconds: the call that leads begins with the others, but may run a ControlNet or load weights first
 
+MOST_CHANGES = 4  # in a row: a prompt with a range that ends begins and ends another within two
+BRANCHES_CHANGE = (
+    "the branches of the prompt are others at every evaluation, and new ones have nothing to reuse. Of context windows "
+    "choose static ones, of LoRA keyframes use fewer; with samplers and guiders that alternate prompts it stays so"
+)
+NO_LEADER = "the branches' threads could not agree in time, so everything is computed: run them in one thread"
+
 
 @dataclass
 class Evaluation:
@@ -37,7 +44,7 @@ class Evaluation:
     without_unconditional: bool = False  # that branch was not run
     is_learning: bool = False  # the block plan was learned in it
     missed_leader: bool = False  # a thread waited for the one that leads in vain, in this evaluation or before
-    _lead: _Lead | None = None  # while branches run in threads
+    lead: _Lead | None = None  # while branches run in threads
     _measures: dict[tuple[Strategy, Site], float] = field(default_factory=dict)
     _told: Condition = field(default_factory=Condition)
 
@@ -68,7 +75,7 @@ class Evaluation:
         """The number that all branches decide by here. NaN if the one that leads has taken none."""
         key = (strategy, site)
         with self._told:
-            lead = self._lead
+            lead = self.lead
             if lead is not None and lead.model is not uncompiled(model):
                 in_time = self._told.wait_for(lambda: key in self._measures or lead.is_over, PATIENCE)
                 self.missed_leader |= not in_time
@@ -81,6 +88,16 @@ class Evaluation:
             self._told.notify_all()
         return value
 
+    def noting(self, predict: Callable[[bool, bool], tuple]) -> Callable[[bool, bool], tuple]:
+        """`predict(with, without)`, and which of the two it leaves out is noted here."""
+
+        def predicted(conditional: bool, unconditional: bool) -> tuple:
+            self.without_unconditional = not unconditional
+            self.all_compute |= unconditional and self.before is not None and self.before.without_unconditional
+            return predict(conditional, unconditional)
+
+        return predicted
+
     @contextmanager
     def in_threads(self, branches: Collection[Hashable]) -> Iterator[None]:
         """While its model calls, of these branches, run in threads; with a branch that is new, all compute."""
@@ -90,19 +107,19 @@ class Evaluation:
         try:
             yield
         finally:
-            if self._lead is not None:  # all threads are back, or one has failed: nobody waits any more
-                self.ended_call(self._lead.model)
-            self._lead = None
+            if self.lead is not None:  # all threads are back, or one has failed: nobody waits any more
+                self.ended_call(self.lead.model)
+            self.lead = None
 
     def begin_threads(self, leader: nn.Module) -> None:
         """Branches begin to run in threads, one or more of them on this model: what it measures counts for all."""
-        self._lead = _Lead(uncompiled(leader))
+        self.lead = _Lead(uncompiled(leader))
 
     def ended_call(self, model: nn.Module) -> None:
         """A call of this model is over, or the thread that was to call it, be it with an error."""
         with self._told:
-            if self._lead is not None and self._lead.model is uncompiled(model):
-                self._lead.is_over = True
+            if self.lead is not None and self.lead.model is uncompiled(model):
+                self.lead.is_over = True
                 self._told.notify_all()
 
 

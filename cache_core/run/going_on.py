@@ -13,6 +13,7 @@ from torch import Tensor
 from ..model import flattened
 from ..strategy import is_same
 from .path import ANOTHER, DOUBTFUL, LatentPath
+from .reading import SigmaReading
 from .state import CallState, RunState
 
 FEW_TIMES = 3
@@ -24,16 +25,17 @@ ANOTHER_LATENT = (
 
 def begin_unasked(run: RunState, sigma: Tensor, contexts: Sequence[Hashable]) -> None:
     """Begin an evaluation for a host that begins none: with another sigma, or with a branch that was seen."""
-    evaluation, reading = run.evaluation, run.reading_of(sigma)
+    evaluation, reading = run.evaluation, SigmaReading(sigma, run.terms.schedule, run.paths)
     is_seen = any((context, 0) in evaluation.contexts for context in contexts)
     if is_seen or evaluation.sigma is None or not is_same(evaluation.sigma.value, reading.value):
-        run.begin_evaluation(reading, None)
+        run.begin_evaluation(reading)
+        run.is_evaluating = False
 
 
-def follow(call: CallState, latent: Tensor | None) -> list[LatentPath]:
+def follow(call: CallState, latent: Tensor) -> list[LatentPath]:
     """The paths of the call's branches, which have come to this latent. What is kept of another one is dropped."""
     run, count = call.run, len(call.contexts)
-    if not run.terms.trust_schedule or not isinstance(latent, Tensor) or not latent.ndim or latent.shape[0] % count:
+    if not run.paths.are_followed or not isinstance(latent, Tensor) or not latent.ndim or latent.shape[0] % count:
         return []
     with run.paths.lock:
         known = run.paths.of

@@ -115,10 +115,13 @@ class LatentPath:
 
 
 class Paths:
-    """All paths of a run: of the sampler's latent, and of what each branch of a model call is asked about."""
+    """All paths of a run: of the sampler's latent, and of what each branch of a model call is asked about.
 
-    def __init__(self, whole: LatentPath) -> None:
-        self.whole, self.of = whole, dict[Hashable, LatentPath]()
+    They are followed only where a strategy needs it.
+    """
+
+    def __init__(self, whole: LatentPath, are_followed: bool) -> None:
+        self.whole, self.of, self.are_followed = whole, dict[Hashable, LatentPath](), are_followed
         self.lock = threading.Lock()  # branches may run in threads: held while values are read
 
     @property

@@ -18,10 +18,10 @@ class SigmaReading:
     """
 
     def __init__(
-        self, sigma: Tensor, schedule: Schedule, value: float | None = None, paths: Paths | None = None
+        self, sigma: Tensor, schedule: Schedule, paths: Paths | None = None, value: float | None = None
     ) -> None:
         self.tensor, self.schedule = sigma.detach().to(torch.float32).max(), schedule
-        self._value, self._paths = value, paths
+        self._value, self._paths = value, paths if paths is not None and paths.are_followed else None
 
     @property
     def value(self) -> float:

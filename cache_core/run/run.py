@@ -1,7 +1,6 @@
 """`CacheRun`: what adapters call, from the first evaluation of a sampling run to its end."""
 
 import threading
-import weakref
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -12,6 +11,7 @@ from ..report.record import Stopwatch
 from ..report.report import Report
 from ..strategy import GUIDANCE, Level, Schedule, Strategy
 from .call import ModelCall, record_of
+from .evaluation import BRANCHES_CHANGE, MOST_CHANGES, NO_LEADER
 from .going_on import FEW_TIMES, begin_unasked, follow, go_on
 from .models import KnownModel, Models
 from .path import LatentPath, Paths
@@ -21,13 +21,6 @@ from .sites import at_guidance
 from .state import CallState, RunState, Terms
 from .telling import telling
 from .visit import Visit
-
-MOST_CHANGES = 4  # in a row: a prompt with a range that ends begins and ends another within two
-BRANCHES_CHANGE = (
-    "the branches of the prompt are others at every evaluation, and new ones have nothing to reuse. Of context windows "
-    "choose static ones, of LoRA keyframes use fewer; with samplers and guiders that alternate prompts it stays so"
-)
-NO_LEADER = "the branches' threads could not agree in time, so everything is computed: run them in one thread"
 
 
 class CacheRun:
@@ -60,8 +53,8 @@ class CacheRun:
         obstacles = () if schedule.is_open else filter(None, (strategy.obstacle(schedule) for strategy in on))
         self.report = Report(tuple(strategies), schedule.count, obstacles=tuple(obstacles))
         terms = Terms(on, schedule, ranks or Ranks(), methods or {}, on_blocks_left_out, cancels)
-        self.state = RunState(terms, Models(on, terms.methods), Paths(LatentPath(denoise_mask)), self.report)
-        self._asked_about: Callable[[], Tensor | None] = lambda: None  # the last latent, of a host that says no more
+        paths = Paths(LatentPath(denoise_mask), are_followed=any(strategy.trusts_schedule for strategy in on))
+        self.state = RunState(terms, Models(on, terms.methods), paths, self.report)
         self.asked_together = False  # whether the adapter has asked for several branches in one request so far
         self._here = threading.local()  # .call: the model call that runs in this thread
         self._lock = threading.Lock()  # around the report
@@ -85,22 +78,17 @@ class CacheRun:
         nobody says so, an evaluation begins with each sigma, and when a branch comes again.
         """
         self.state.begin_evaluation(sigma, latent)
-        self.state.is_evaluating = True
 
     def begin_evaluation_of(self, latent: Tensor) -> None:
         """The same, where all that is known is what is asked about: a second look at one latent begins no other."""
-        if self._asked_about() is latent:
+        if self.state.asked_about() is latent:
             self.state.is_evaluating = True
         else:
             self.begin_evaluation(latent=latent)
-            self._asked_about = weakref.ref(latent)
 
     def end_evaluation(self, *predictions: Tensor) -> None:
         """The sampler is given this prediction of the clean latent, guidance and all, or those it is weighed from."""
-        self.state.is_evaluating = False
-        self.state.paths.whole.predicted(*predictions)
-        if self.state.terms.stand_in_for_calls and not self.state.was_called:
-            self.state.step_aside()
+        self.state.end_evaluation(predictions)
 
     def pass_over(self, why: str) -> None:
         """A model call that is none of ours is made, for this reason."""
@@ -140,7 +128,7 @@ class CacheRun:
         self.state.was_called = True
         with known.lock:
             state = self._new_call(known, sigma, contexts)
-            paths = follow(state, latent)
+            paths = follow(state, latent) if latent is not None else []
             try:
                 with state.watch:
                     self._here.call = call = ModelCall(state, forward, inputs)
@@ -149,7 +137,8 @@ class CacheRun:
                     go_on(self.state, paths, output)
             finally:
                 self._here.call = outer
-                state.evaluation.ended_call(model)
+                if state.evaluation.lead is not None:
+                    state.evaluation.ended_call(model)
         self._record(state, call.visits, tuple(labels) or tuple(map(str, contexts)))
         return output
 
@@ -179,17 +168,11 @@ class CacheRun:
         if strategy is None or self.state.others_seen >= FEW_TIMES:
             return predict(True, True)
         state = self._new_call(self.state.models.of(model), sigma, [("guidance", context)])
-        follow(state, latent)
-        visit, before, known = Visit(state, strategy, GUIDANCE), evaluation.before, evaluation.sigma
-
-        def noting_branches(conditional: bool, unconditional: bool) -> tuple:
-            evaluation.without_unconditional = not unconditional
-            evaluation.all_compute |= unconditional and before is not None and before.without_unconditional
-            return predict(conditional, unconditional)
-
-        evaluation.sigma = state.sigma
+        if latent is not None:
+            follow(state, latent)
+        visit, known, evaluation.sigma = Visit(state, strategy, GUIDANCE), evaluation.sigma, state.sigma
         try:
-            predictions = at_guidance(visit, noting_branches)
+            predictions = at_guidance(visit, evaluation.noting(predict))
         finally:
             evaluation.sigma = known
         self._record(state, [visit], (label,) if visit.was_answered else ())
@@ -214,7 +197,7 @@ class CacheRun:
             self.report.note(BRANCHES_CHANGE)
         reading = evaluation.sigma
         if reading is None or reading.tensor.device != sigma.device:
-            reading = state.reading_of(sigma)
+            reading = SigmaReading(sigma, state.terms.schedule, state.paths)
         return CallState(state, model, reading, own, evaluation, Stopwatch(reading.tensor.device))
 
     @property
@@ -225,10 +208,8 @@ class CacheRun:
     def _record(self, state: CallState, visits: Sequence[Visit], labels: tuple[str, ...]) -> None:
         if state.evaluation.missed_leader:
             self.report.note(NO_LEADER)
-        with self._lock:
-            if any(visit.has_kept for visit in visits):
-                with self.telling():
-                    self.report.held(self.state.memories.bytes_held)
+        with self._lock, self.telling():
             if labels:
-                with self.telling():
-                    self.report.add(record_of(state, visits, labels))
+                self.report.add(record_of(state, visits, labels))
+            if any(visit.has_kept for visit in visits):
+                self.report.held(self.state.memories.bytes_held)

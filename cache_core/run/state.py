@@ -1,6 +1,7 @@
 """What a sampling run is, and what one model call of it is: plain data that knows nothing of what drives it."""
 
-from collections.abc import Callable, Hashable, Mapping
+import weakref
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -45,11 +46,6 @@ class Terms:
         return next((strategy for strategy in self.strategies if strategy.works_at("guidance")), None)
 
     @property
-    def trust_schedule(self) -> bool:
-        """Whether one of the strategies sees nothing of what is sampled, and must be told if that is something else."""
-        return any(strategy.trusts_schedule for strategy in self.strategies)
-
-    @property
     def need_blocks(self) -> bool:
         """Whether a strategy works at blocks, along them or inside them."""
         levels: tuple[Level, ...] = ("model", "block", "module", "attention")
@@ -72,23 +68,30 @@ class RunState:
     memories: Memories = field(default_factory=Memories)  # what branches keep from call to call
     evaluation: Evaluation = field(default_factory=Evaluation)  # the one that goes on, or went on last
     is_evaluating: bool = False  # the host has begun an evaluation and not ended it
+    asked_about: Callable[[], Tensor | None] = lambda: None  # the latent of that evaluation, as long as it lives
     others_seen: int = 0  # calls about another latent than the step before
     was_called: bool = False  # whether the model was, in this evaluation
     why_computed: str = ""  # why strategies stepped aside, in a few words
 
-    def begin_evaluation(self, sigma: SigmaReading | None, latent: Tensor | None) -> None:
+    def begin_evaluation(self, sigma: SigmaReading | None = None, latent: Tensor | None = None) -> None:
         """One more. What branches keep that were away in the last one is dropped."""
-        if latent is not None and self.terms.trust_schedule:
-            self.paths.whole.reaches(latent)
+        self.is_evaluating = True
+        if latent is not None:
+            self.asked_about = weakref.ref(latent)
+            if self.paths.are_followed:
+                self.paths.whole.reaches(latent)
         self.evaluation, self.was_called = self.evaluation.following(sigma), False
         before = self.evaluation.before
         if before is not None and not before.without_unconditional:
             self.memories.forget_all_but(before.contexts)
             self.paths.forget_all_but(before.contexts)
 
-    def reading_of(self, sigma: Tensor, value: float | None = None) -> SigmaReading:
-        """This sigma, and its value where that is known; the paths are read with it if a strategy needs them."""
-        return SigmaReading(sigma, self.terms.schedule, value, self.paths if self.terms.trust_schedule else None)
+    def end_evaluation(self, predictions: Sequence[Tensor] = ()) -> None:
+        """The sampler is given these."""
+        self.is_evaluating = False
+        self.paths.whole.predicted(*predictions)
+        if self.terms.stand_in_for_calls and not self.was_called:
+            self.step_aside()
 
     def sampler_adds_noise(self, sigma: SigmaReading) -> bool:
         """Whether it was seen to by now. Waits for the device the first time in an evaluation.

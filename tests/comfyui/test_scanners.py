@@ -42,9 +42,8 @@ def test_lists_of_all_nodes_find_ours_and_no_others():
     listed = set(json.loads((PACK / "node_list.json").read_text(encoding="utf-8")))
     found = {name: nodes_written_out((PACK / name).read_text(encoding="utf-8")) for name in python_files()}
     assert {name: nodes for name, nodes in found.items() if not set(nodes) <= listed} == {}
-    assert nodes_written_out('NODE' + LISTS_OF_NODES + ' = {\n "A": A, \'B\': B}\nX' + LISTS_OF_NODES + '["C"] = C') == [
-        "A", "B", "C",
-    ]  # fmt: skip
+    written = "NODE" + LISTS_OF_NODES + " = {\n \"A\": A, 'B': B}\nX" + LISTS_OF_NODES + '["C"] = C'
+    assert nodes_written_out(written) == ["A", "B", "C"]
 
 
 class Tree:
@@ -87,7 +86,7 @@ def _bound(body):
 
 
 def asked_of_comfy(tree):
-    """The dotted names below `comfy` that a file imports or reads, and their lines. A name means the same in all of it."""
+    """The dotted names below `comfy` that a file imports or reads, and their lines. A name means one thing."""
     local, asked = {}, []
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):

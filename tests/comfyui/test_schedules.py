@@ -163,7 +163,7 @@ def test_no_planned_step_is_missed_whatever_sigma_a_sampler_asks_at(demo, detail
 
 
 def schedule_of_demo(demo):
-    from cache_core.adapters.comfyui.wrappers import schedule_for
+    from cache_core.adapters.comfyui.schedules import schedule_for
 
     return schedule_for(demo.model(), torch.tensor(FALLING))
 
@@ -173,7 +173,7 @@ def schedule_of_demo(demo):
 )
 def test_a_schedule_that_begins_low_is_read_as_its_model_counts(comfy, name, time):
     """Models that add noise to the picture: a refining run begins below 1.5, where flow models' sigmas are."""
-    from cache_core.adapters.comfyui.wrappers import schedule_for
+    from cache_core.adapters.comfyui.schedules import schedule_for
 
     (architecture,) = [found for found in all_architectures() if found.name == name]
     step = schedule_for(architecture.build(), torch.tensor([1.2, 0.6, 0.2, 0.0])).step_at(1.2)
@@ -182,6 +182,6 @@ def test_a_schedule_that_begins_low_is_read_as_its_model_counts(comfy, name, tim
 
 
 def test_a_flow_model_counts_a_sigma_above_one_as_it_is(demo):
-    from cache_core.adapters.comfyui.wrappers import schedule_for
+    from cache_core.adapters.comfyui.schedules import schedule_for
 
     assert schedule_for(demo.model(), torch.tensor([2.0, 1.0, 0.0])).step_at(0.5).time == 0.5

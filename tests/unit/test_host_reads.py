@@ -94,7 +94,7 @@ def test_a_sigma_that_is_known_is_not_read(toy):
     begin = sampling.run.begin_evaluation
     for index, sigma in enumerate(sampling.sigmas[:-1]):
         sampling.run.begin_evaluation = partial(
-            begin, SigmaReading(torch.tensor(sigma), sampling.run.state.terms.schedule, sigma)
+            begin, SigmaReading(torch.tensor(sigma), sampling.run.state.terms.schedule, value=sigma)
         )
         latents = dict.fromkeys(sampling.branches, first_latent(tokens=PICTURE[0] * PICTURE[1]))
         with CountingReads() as counting:

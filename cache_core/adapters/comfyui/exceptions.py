@@ -50,3 +50,10 @@ def why_computed(transformer_options: dict[str, Any]) -> str | None:
     if "ar_state" in transformer_options:
         return "the model draws frame by frame and its blocks fill a cache of their own, so they always run"
     return None
+
+
+def of_its_own(control: Any) -> Any:
+    """A ControlNet's signal that the model may take apart: HunyuanDiT empties its lists, and may be run again."""
+    if not isinstance(control, dict):
+        return control
+    return {part: list(members) if isinstance(members, list) else members for part, members in control.items()}

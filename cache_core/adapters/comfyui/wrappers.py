@@ -15,18 +15,16 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from comfy.model_patcher import ModelPatcher
-from comfy.model_sampling import CONST, ModelSamplingDiscrete
 from comfy.patcher_extension import CallbacksMP, WrappersMP
 
 from ...run.run import CacheRun
-from ...strategy.step import Schedule, schedule_of
 from ...strategy.strategy import Strategy
 from .contexts import contexts_of, labels_of
-from .exceptions import METHODS, OTHER_CACHES, refuse_other_caches, why_computed
+from .exceptions import METHODS, OTHER_CACHES, of_its_own, refuse_other_caches, why_computed
 from .guidance import denoised_of_branches
+from .schedules import UNORDERED, schedule_for
 from .watching import CANCELS, Watch, tell_of_no_run, watched
 from .weights import fetch_no_more_blocks
 
@@ -35,8 +33,6 @@ logger = logging.getLogger(__name__)
 KEY = "refrain"
 ATTENTION = "optimized_attention_override"  # the transformer option through which attention operations are sent
 CONTROLNET = "the ControlNet still runs at every step; only the model's own blocks are saved"
-TINY = 1e-12  # a sigma, for its logarithm
-UNORDERED = "the sigmas of this run both fall and rise, so steps are counted as they come and spaced evenly"
 NO_EFFECT = "the {} node before {} has no effect: both leave out the same work, and the later counts"
 OTHER_CACHE = "{} is on this model too; the calls that it leaves out count as computed here"
 
@@ -150,16 +146,6 @@ def _place(options: dict) -> None:
     options["wrappers"] = wrappers
 
 
-def schedule_for(model: ModelPatcher, sigmas: torch.Tensor) -> Schedule:
-    """The sigmas of one sampling run, and how this model counts them. Reads the device, once a run."""
-    sampling, timestep_of = model.get_model_object("model_sampling"), None
-    if isinstance(sampling, ModelSamplingDiscrete):  # counts in a table; other models by the noise's share
-        table = np.log(sampling.sigmas.double().cpu().numpy())
-        nearest = lambda sigma: np.abs(table - np.log(max(sigma, TINY))).argmin()  # noqa: E731
-        timestep_of = lambda sigma: float(nearest(sigma)) * 1000 / len(table)  # noqa: E731
-    return schedule_of(sigmas.tolist(), sampling.percent_to_sigma, timestep_of, isinstance(sampling, CONST))
-
-
 def predict_noise(executor: Any, x: Any, timestep: Any, model_options: dict = {}, seed: Any = None) -> Any:
     """Around one evaluation of the noise prediction: guider.predict_noise(x, timestep, model_options, seed).
 
@@ -181,7 +167,7 @@ def apply_model(
     """Around one forward pass: BaseModel._apply_model(x, sigma, ...). It returns the branches' denoised latents."""
 
     def forward() -> Any:
-        return executor(x, t, c_concat, c_crossattn, _of_its_own(control), options, **conds)
+        return executor(x, t, c_concat, c_crossattn, of_its_own(control), options, **conds)
 
     run, options = transformer_options.get(KEY), transformer_options
     if run is None:
@@ -198,13 +184,6 @@ def apply_model(
     inputs = (x, c_concat, c_crossattn, control, conds)
     latent = None if "context_window" in transformer_options else x  # which frames a window has is in the key
     return run.call_model(model, forward, t, contexts, labels, inputs, latent)
-
-
-def _of_its_own(control: Any) -> Any:
-    """A ControlNet's signal that the model may take apart: HunyuanDiT empties its lists, and may be run again."""
-    if not isinstance(control, dict):
-        return control
-    return {part: list(members) if isinstance(members, list) else members for part, members in control.items()}
 
 
 def attention(

@@ -146,7 +146,7 @@ class CachedModel:
             known = sampling.schedule.begin_evaluation(sigma)
             sampling.sigma, sampling.called, sampling.given = sigma, {}, None
             at = torch.full((), known, device=arguments.latent.device)
-            sampling.reading = sampling.run.state.reading_of(at, known)
+            sampling.reading = SigmaReading(at, sampling.schedule, sampling.run.state.paths, known)
             sampling.run.begin_evaluation(sampling.reading)
         sampling.called[branch] = None if conditioning is None else weakref.ref(conditioning)
         return sampling
