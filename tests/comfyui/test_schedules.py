@@ -26,7 +26,7 @@ def even(first, last, steps):
 
 FALLING = even(1.0, 0.0, 20)
 RISING = {  # lists that rise: all steps, and as few as TaylorSeer computes
-    "FlipSigmas": (even(1e-4, 1.0, 20), even(1e-4, 1.0, 7)),
+    "FlipSigmas": (even(1e-4, 0.99, 20), even(1e-4, 0.99, 7)),
     "inversion to .95": (even(1e-3, 0.95, 20), even(1e-3, 0.95, 7)),
     "from half": (even(0.5, 0.98, 20), even(0.5, 0.98, 7)),
 }
