@@ -32,6 +32,9 @@ UNCOMPILED = (
 )
 
 
+RESET = "_reset_stateful_cache"  # what pipelines call at their end, on models that have it
+
+
 class Engine(Protocol):
     """Runs the forward passes of one model, and remembers between them what it needs."""
 
@@ -78,6 +81,8 @@ class RootHook(ModelHook):
         HookRegistry.check_if_exists_or_initialize(model).register_hook(hook, name)
         hook._outside = model.forward
         model._cache_config = marker
+        if not hasattr(model, RESET):  # it has no CacheMixin: the end of a pipeline's call would pass it over
+            setattr(model, RESET, model._diffusers_hook.reset_stateful_hooks)
         return hook
 
     @classmethod
@@ -142,6 +147,7 @@ class RootHook(ModelHook):
             del module.forward
         if len(registry.hooks) == 1 and not self.before.registry:
             del module._diffusers_hook
+        vars(module).pop(RESET, None)
         if getattr(module, "_cache_config", None) is self.marker:
             module._cache_config = None
             if not self.before.config:
