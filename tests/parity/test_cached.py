@@ -233,7 +233,7 @@ def test_a_batch_of_one_is_no_error_w15(denoiser):
 def test_what_holds_both_branches_is_halved():
     batch, alone, samples = torch.arange(4.0)[:, None], torch.ones(1), [torch.ones(4, 2), torch.ones(4, 3)]
     kwargs = dict(timestep=alone, mask=torch.ones(8, 3), shapes=[1, 2, 3, 4], samples=samples, rotary=torch.ones(6, 2))
-    half = half_of(Arguments((batch,), kwargs, kwargs), ("timestep", "mask"), half=1)
+    half = half_of(Arguments((batch,), kwargs, dict(hidden_states=batch) | kwargs), ("timestep", "mask"), half=1)
     assert half.args[0].flatten().tolist() == [2.0, 3.0]
     assert half.kwargs["timestep"] is alone
     assert half.kwargs["mask"].shape == (4, 3)

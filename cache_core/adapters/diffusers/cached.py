@@ -63,7 +63,9 @@ class CachedModel:
         self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], context: CacheContext | None
     ) -> Any:
         """One forward pass of the model."""
-        arguments = Arguments(args, kwargs, dict(zip(self._parameters, args)) | kwargs)
+        named = dict(zip(self._parameters, args)) | kwargs
+        named = {name: named[name] for name in self._parameters if name in named} | named
+        arguments = Arguments(args, kwargs, named)
         if self._is_off or arguments.wants_gradients:
             return forward(*args, **kwargs)
         conditioning = arguments.conditioning
