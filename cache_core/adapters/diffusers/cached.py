@@ -6,6 +6,7 @@ import inspect
 import logging
 import time
 from collections.abc import Callable
+from copy import deepcopy
 from functools import partial
 from math import isfinite
 from typing import Any
@@ -23,6 +24,7 @@ from ...strategy.tensors import copied
 from .arguments import Arguments
 from .configs import settings_of
 from .guidance import GIVEN, JOINED, WITHOUT, joined_output
+from .parallel import context_parallel_group
 from .prompts import Origin, Prompts
 from .sampling import Sampling, models_along
 from .steps import SchedulerSteps, number_in, schedule_for
@@ -88,6 +90,10 @@ class CachedModel:
             self._end()
             self._ended = sampling.schedule
         return output
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> CachedModel:
+        """For a copy of the model, on the same scheduler, with nothing done yet."""
+        return CachedModel(deepcopy(self.model, memo), self.settings, self.scheduler, self.group)
 
     def reset(self) -> None:
         """The sampling run is over. Its report is complete, and nothing else is left of it."""
@@ -206,9 +212,3 @@ class CachedModel:
         if text not in self._said:
             self._said.add(text)
             logger.warning(text, *values)
-
-
-def context_parallel_group(model: nn.Module) -> Any:
-    """The ranks among which diffusers splits the tokens, if `model.enable_parallelism` was called for that."""
-    config = getattr(getattr(model, "_parallel_config", None), "context_parallel_config", None)
-    return None if config is None else config._flattened_mesh.get_group()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import diffusers.hooks
@@ -35,6 +35,8 @@ class Wanted:
 
 def settings_of(model: nn.Module, given: Any) -> Wanted:
     """The strategies that `given` asks for: strategies of ours, one or several, or a config of diffusers'."""
+    if isinstance(given, Wanted):  # for another model
+        return replace(given, strategies=tuple(_for_model(strategy, model) for strategy in given.strategies))
     if isinstance(given, Strategy):
         given = (given,)
     if isinstance(given, (tuple, list)):
@@ -123,6 +125,10 @@ def _taylorseer(model: nn.Module, config: Any) -> Wanted:
         return Wanted((TaylorSeerCache(**options),))
     names = (forecast or (ATTENTION_OR_FEED_FORWARD,)) + silent
     return Wanted((NamedTaylorSeerCache(cache_level="module", cache_identifiers=names, **options),))
+
+
+def _for_model(strategy: Strategy, model: nn.Module) -> Strategy:
+    return replace(strategy, model=model) if isinstance(strategy, NamedFasterCache) else strategy
 
 
 _CONVERTED = {
