@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 HIGHEST_FLOW_SIGMA = 1.5  # flow models end at 1, the others begin far above
@@ -72,6 +73,11 @@ class Schedule:
         below = min(int(position), self.count - 1)
         above, beneath = self.sigmas[below], self.sigmas[min(below + 1, len(self.sigmas) - 1)]
         return above + (beneath - above) * (position - below)
+
+    @cached_property
+    def timesteps(self) -> tuple[float, ...]:
+        """The timestep of each of the sigmas."""
+        return tuple(self._timestep_of(sigma) for sigma in self.sigmas)
 
 
 class OpenSchedule(Schedule):

@@ -192,3 +192,22 @@ def test_a_call_waits_once_at_most_where_the_scheduler_counts_its_steps(strategy
         latent = scheduler.step(prediction, t, latent, return_dict=False)[0]
     assert handle.report.count("reused", "forecast") > 2
     assert max(reads[2:]) <= (1 if strategy is FIRST_BLOCK else 0)
+
+
+def test_attention_that_no_step_to_come_may_reuse_is_not_kept():
+    """The first expert of Wan 2.2 calls above timestep 875 only, and the window begins at 800."""
+    scheduler, bytes_held = WAN.scheduler(), []
+    model, text = made(WAN), torch.ones(1, TEXT_TOKENS, TEXT_WIDTH)
+    handle = apply(model, PyramidAttentionBroadcast(), scheduler=scheduler)
+    scheduler.set_timesteps(STEPS)
+    for t in scheduler.timesteps:
+        prediction = model(torch.ones(WAN.latent), t.expand(1), text, return_dict=False)[0]
+        sampling = handle.engine._sampling
+        bytes_held.append((t.item(), sampling.run.state.memories.bytes_held if sampling else 0))
+        scheduler.step(prediction, t, torch.ones(WAN.latent))
+    early = [held for timestep, held in bytes_held if timestep > 875]
+    within = [held for timestep, held in bytes_held if 150 < timestep < 800]
+    late = [held for timestep, held in bytes_held if timestep < 100]
+    assert len(early) > 4 and not any(early)
+    assert all(within) and not any(late)
+    assert handle.report.count("reused") > 3
