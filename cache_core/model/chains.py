@@ -22,8 +22,8 @@ class Chain:
     blocks: tuple[nn.Module, ...]
     names: tuple[str, ...]
     wirings: tuple[Wiring, ...]
-    main: int  # the stream with the most elements: the image's
-    main_size: int  # its elements in the call that was learned from
+    main: int  # the stream to measure: the image's. Until the rehearsal, the one with the most elements
+    main_size: int  # the most elements of a stream in the call that was learned from
     ends: tuple[int, ...]  # the streams of features that leave the chain
     methods: tuple[str, ...]  # by which the model runs each block
 

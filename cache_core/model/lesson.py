@@ -71,7 +71,7 @@ class Lesson:
         plan = plan.without(small, "it is small")
         most = max((chain.main_size for chain in plan.chains), default=0)
         text = [chain for chain in plan.chains if chain.main_size < FEWEST_TOKENS * most]
-        plan = plan.without(text, "it works on few tokens, a text's probably")
+        plan = plan.without(text, "it works on few tokens")
         in_use = sum(weights[name] for name in self._used)
         if sum(weights[chain.name] for chain in plan.chains) < LEAST_OF_MODEL * in_use:
             return BlockPlan(notes=(NO_CHAIN,) if plan.chains else plan.notes)

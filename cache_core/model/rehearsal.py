@@ -6,6 +6,7 @@ of the model always runs, once or twice a run, and waits for the device.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,11 +14,12 @@ from math import inf
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from ..strategy import copied, same_layout
 from .chains import BlockPlan
+from .compiled import uncompiled
 from .failures import is_of_the_device, is_out_of_memory
 from .hooks import Forward, Hook
 from .lesson import Lesson, noting
@@ -62,13 +64,30 @@ def rehearse(plan: BlockPlan, stage: Stage) -> tuple[BlockPlan, str | None, bool
 
 
 def _led_by_what_sees_the_latent(plan: BlockPlan, stage: Stage) -> BlockPlan:
-    """The first chain decides about reuse. If another latent does not change what enters it, it works on the prompt."""
-    while len(plan.chains) > 1:
-        saw_the_same = _performed(plan, stage, _with_another_latent).saw_the_same
-        if any(stage.largest([not saw_the_same])):
+    """The first chain decides about reuse, by its main stream: the largest of those that another latent changes on
+    entering. A text's may be larger. A chain in which it changes none works on the prompt.
+    """
+    while len(plan.chains) > 1 or len(_features_entering(plan, stage)) > 1:
+        rehearsal = _performed(plan, stage, partial(_with_another_latent, stage.lesson.model))
+        for stream in _features_entering(plan, stage):
+            if any(stage.largest([rehearsal.entered_changed(stream)])):
+                return _with_main(plan, stream)
+        if len(plan.chains) == 1:
             break
         plan = plan.without([plan.chains[0]], "it does not see the latent")
     return plan
+
+
+def _features_entering(plan: BlockPlan, stage: Stage) -> list[int]:
+    """The streams that enter the chain that leads and can be measured, the largest first on all ranks."""
+    entered = stage.lesson.streams_of(plan.chains[0]).entered
+    sizes = stage.largest([float(stream.numel()) if is_feature(stream) else 0.0 for stream in entered])
+    return sorted((number for number, size in enumerate(sizes) if size), key=lambda number: -sizes[number])
+
+
+def _with_main(plan: BlockPlan, main: int) -> BlockPlan:
+    leading, *others = plan.chains
+    return replace(plan, chains=(replace(leading, main=main), *others))
 
 
 def _tested(plan: BlockPlan, stage: Stage) -> tuple[BlockPlan, float]:
@@ -115,17 +134,18 @@ class _Rehearsal:
     def __init__(self, plan: BlockPlan, stage: Stage) -> None:
         self.plan, self.on_blocks_left_out = plan, stage.on_blocks_left_out
         self.learned = [stage.lesson.streams_of(chain) for chain in plan.chains]
-        self.entered: Tensor | None = None  # main stream that entered the chain that leads
+        self.entered: list[Tensor] = []  # streams that entered the chain that leads
         self.running: set[int] = set()  # chains that have begun and not ended
         self.misled: set[int] = set()  # chains that begin amid another, with what its skipped blocks did not make
         self.is_as_learned = True
 
-    @property
-    def saw_the_same(self) -> bool:
-        """Whether the chain that leads was given what it was given in the call learned from. Waits for the device."""
-        if not self.is_as_learned or self.entered is None:
-            return False
-        return torch.equal(self.entered, self.learned[0].entered[self.plan.chains[0].main])
+    def entered_changed(self, stream: int) -> bool:
+        """Whether the chain that leads was given another than in the call learned from. Waits for the device."""
+        return (
+            not self.is_as_learned
+            or not self.entered
+            or not torch.equal(self.entered[stream], self.learned[0].entered[stream])
+        )
 
     def block(self, chain: int, index: int, forward: Forward, args: tuple, kwargs: dict) -> Any:
         """Stands in for one block's forward."""
@@ -140,7 +160,7 @@ class _Rehearsal:
             if chain == 0 and self.plan.runs_first:
                 forward(*args, **kwargs)
             if chain == 0:
-                self.entered = streams[members.main].clone()
+                self.entered = list(copied(streams))
                 if self.on_blocks_left_out is not None:
                     self.on_blocks_left_out()
         if index == len(members.blocks) - 1:
@@ -150,16 +170,17 @@ class _Rehearsal:
         return members.wirings[index].returned(streams)
 
 
-def _with_another_latent(forward: Forward, *args: Any, **kwargs: Any) -> Any:
-    """The model, given something else for its first argument."""
+def _with_another_latent(model: nn.Module, forward: Forward, /, *args: Any, **kwargs: Any) -> Any:
+    """The model, given another latent: its first argument, in whatever order they are named."""
 
     def other(leaf: Any) -> Any:
         return 0.7 * leaf.flip(-1) + 0.1 if is_feature(leaf) else leaf
 
     if args:
         return forward(tree_map(other, args[0]), *args[1:], **kwargs)
-    first = next(iter(kwargs), None)
-    return forward(**{name: tree_map(other, value) if name == first else value for name, value in kwargs.items()})
+    parameters = inspect.signature(type(uncompiled(model)).forward).parameters
+    latent = next((name for name in (*parameters, *kwargs) if name in kwargs), None)
+    return forward(**{name: tree_map(other, value) if name == latent else value for name, value in kwargs.items()})
 
 
 def relative_error(some: Any, reference: Any) -> float:

@@ -13,10 +13,13 @@ from ..strategy.step import Step
 
 
 class Stopwatch:
-    """Times a `with` block on the device, without waiting for it until the seconds are read."""
+    """Times a `with` block on the device, without waiting for it until the seconds are read.
+
+    Where a device runs on its own and can't time itself, there are none: the time to queue its work tells nothing.
+    """
 
     def __init__(self, device: torch.device) -> None:
-        self._on_cuda = device.type == "cuda"
+        self._device = device
 
     def __enter__(self) -> None:
         self._began = self._now()
@@ -25,8 +28,10 @@ class Stopwatch:
         self._ended = self._now()
 
     @property
-    def seconds(self) -> float:
-        if not self._on_cuda:
+    def seconds(self) -> float | None:
+        if self._began is None or self._ended is None:
+            return None
+        if isinstance(self._ended, float):
             return self._ended - self._began
         self._ended.synchronize()
         return self._began.elapsed_time(self._ended) / 1000
@@ -34,13 +39,18 @@ class Stopwatch:
     @property
     def is_ready(self) -> bool:
         """Whether reading the seconds would not wait."""
-        return not self._on_cuda or self._ended.query()
+        return self._ended is None or isinstance(self._ended, float) or self._ended.query()
 
     def _now(self) -> Any:
-        if not self._on_cuda:
+        """By the host's clock, as an event of the device, or None."""
+        if self._device.type == "cpu":
             return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
+        try:
+            is_cuda = self._device.type == "cuda"
+            event = torch.cuda.Event(enable_timing=True) if is_cuda else torch.Event(self._device, enable_timing=True)
+            event.record()
+        except (RuntimeError, AttributeError, TypeError):  # no such events: DirectML, or an older torch
+            return None
         return event
 
 
@@ -64,7 +74,7 @@ class CallRecord:
     watch: Stopwatch | None
     evaluation: int = 0  # all model calls of one evaluation have its number
     step: Step | None = None
-    seconds: float | None = None
+    seconds: float | None = None  # None while they are not known, and where the device can't be timed
     threshold: float | None = None
     strategy: str = ""  # title of the one that reused, or gave the reason
 

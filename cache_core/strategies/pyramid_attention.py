@@ -9,7 +9,7 @@ from ..strategy.spacing import Broadcast
 from ..strategy.step import Schedule
 from ..strategy.strategy import COMPUTE, Around, Call, Site, Strategy
 from ..strategy.tensors import Features
-from ..strategy.windows import check_windows, ends_at, is_open, obstacle_in, starts_at
+from ..strategy.windows import check_windows, ends_at, is_open, may_open, obstacle_in, starts_at
 
 KINDS = ("spatial", "temporal", "cross")
 
@@ -55,12 +55,14 @@ class PyramidAttentionBroadcast(Strategy):
         kind, skip_range = call.site.kind, self._range_of(call.site.kind)
         if call.may_reuse and not is_open(self, f"{kind}_attention_timestep_skip", call.step):
             call.reason = f"outside the timesteps of {kind} attention"
-        elif call.may_reuse and state.broadcast.goes_on(call.step, skip_range):
+        elif call.may_reuse and state.output and state.broadcast.goes_on(call.step, skip_range):
             call.reason = f"{kind} attention is computed once in {skip_range} steps"
             return state.output
         elif call.may_reuse:
             call.reason = f"{kind} attention was reused in {counted(skip_range - 1, 'step')}"
-        state.output = yield COMPUTE
+        output = yield COMPUTE
+        lasts = may_open(self, f"{kind}_attention_timestep_skip", call.schedule, call.step, skip_range)
+        state.output = output if lasts else ()  # gigabytes on large models
         state.broadcast.begin(call.step)
 
     def _range_of(self, kind: str) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from itertools import pairwise
 from typing import Any
 
@@ -85,6 +85,11 @@ class Schedule:
         below = min(int(position), self.count - 1)
         above, beneath = sigmas[below], sigmas[min(below + 1, len(sigmas) - 1)]
         return above + (beneath - above) * (position - below)
+
+    @cached_property
+    def timesteps(self) -> tuple[float, ...]:
+        """The timestep of each of the sigmas."""
+        return tuple(self._timestep_of(sigma) for sigma in self.sigmas)
 
 
 class OpenSchedule(Schedule):

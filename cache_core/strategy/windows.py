@@ -28,9 +28,23 @@ def _timestep(default: int, what: str, direction: str) -> Any:
 
 def is_open(strategy: Strategy, name: str, step: Step) -> bool:
     """Whether the step lies in this window of the strategy's."""
-    margin = SAME_SIGMA * step.timestep  # or a step at an end would be inside or not as float32 rounds its sigma
+    return _is_inside(strategy, name, step.timestep)
+
+
+def _is_inside(strategy: Strategy, name: str, timestep: float) -> bool:
+    margin = SAME_SIGMA * timestep  # or a step at an end would be inside or not as float32 rounds its sigma
     start, end = getattr(strategy, f"{name}_start"), getattr(strategy, f"{name}_end")
-    return start < step.timestep - margin and step.timestep + margin < end
+    return start < timestep - margin and timestep + margin < end
+
+
+def may_open(strategy: Strategy, name: str, schedule: Schedule, step: Step, count: int) -> bool:
+    """Whether a call in the next `count` steps may lie in this window. On an open schedule any may."""
+    if schedule.is_open:
+        return True
+    last = schedule.timesteps[min(step.index + count, len(schedule.sigmas) - 1)]
+    low, high = sorted((last, step.timestep))
+    start, end = getattr(strategy, f"{name}_start"), getattr(strategy, f"{name}_end")
+    return low < end and start < high
 
 
 def check_windows(strategy: Strategy, *names: str) -> None:
@@ -46,7 +60,7 @@ def check_windows(strategy: Strategy, *names: str) -> None:
 
 def obstacle_in(strategy: Strategy, names: list[str], schedule: Schedule) -> str:
     """That no step of the schedule after its first lies in any of these windows; "" if one does."""
-    steps = [schedule.step_at(sigma) for sigma in schedule.sigmas[1 : schedule.count]]
-    if any(is_open(strategy, name, step) for name in names for step in steps):
+    timesteps = schedule.timesteps[1 : schedule.count]
+    if any(_is_inside(strategy, name, timestep) for name in names for timestep in timesteps):
         return ""
     return "no step after the first is within the timesteps to skip"

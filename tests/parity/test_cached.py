@@ -31,7 +31,8 @@ from cache_core.adapters.diffusers import apply, cache_context
 from cache_core.adapters.diffusers.arguments import Arguments
 from cache_core.adapters.diffusers.configs import settings_of
 from cache_core.adapters.diffusers.guidance import half_of
-from cache_core.adapters.diffusers.steps import SchedulerSteps, TimestepAxis
+from cache_core.adapters.diffusers.scales import TimestepAxis
+from cache_core.adapters.diffusers.steps import schedule_for
 from cache_core.strategies.faster_cache import FasterCache
 from cache_core.strategies.first_block import FirstBlockCache
 from cache_core.strategies.pyramid_attention import PyramidAttentionBroadcast
@@ -153,9 +154,9 @@ def test_with_the_scheduler_every_call_is_at_its_step(dtype):
 def test_a_run_that_begins_late_has_the_rest_of_the_steps():
     scheduler = flow_match()
     scheduler.set_timesteps(20)
-    steps = SchedulerSteps(scheduler, scheduler.timesteps[12].item() / 1000)
+    steps = schedule_for(scheduler, scheduler.timesteps[12].item())
     assert steps.count == 8
-    assert steps.step_at(steps.begin_evaluation(scheduler.timesteps[13].item() / 1000)).index == 1
+    assert steps.step_at(steps.begin_evaluation(scheduler.timesteps[13].item())).index == 1
 
 
 @pytest.mark.parametrize("first, then, sigma", [(1000, 40, 0.04), (1.0, 0.04, 0.04), (0.0, 0.96, 0.04), (0, 960, 0.04)])
@@ -232,7 +233,7 @@ def test_a_batch_of_one_is_no_error_w15(denoiser):
 def test_what_holds_both_branches_is_halved():
     batch, alone, samples = torch.arange(4.0)[:, None], torch.ones(1), [torch.ones(4, 2), torch.ones(4, 3)]
     kwargs = dict(timestep=alone, mask=torch.ones(8, 3), shapes=[1, 2, 3, 4], samples=samples, rotary=torch.ones(6, 2))
-    half = half_of(Arguments((batch,), kwargs, kwargs), ("timestep", "mask"), half=1)
+    half = half_of(Arguments((batch,), kwargs, dict(hidden_states=batch) | kwargs), ("timestep", "mask"), half=1)
     assert half.args[0].flatten().tolist() == [2.0, 3.0]
     assert half.kwargs["timestep"] is alone
     assert half.kwargs["mask"].shape == (4, 3)

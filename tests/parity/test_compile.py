@@ -28,6 +28,12 @@ def sampled(model, handle):
     return latent, report
 
 
+def ran_before(model):
+    """The uncached picture is made first, as pipelines do it: they leave a registry of hooks on the transformer."""
+    denoise(FLUX, model, Clock(), steps=2, context=type(model).cache_context)
+    return model
+
+
 def cached(model):
     return apply(model, FirstBlockCache(residual_diff_threshold=1.0))
 
@@ -68,8 +74,9 @@ def expected():
 
 
 @pytest.mark.parametrize("way", [blocks_before, blocks_after, whole_before], ids=lambda way: way.__name__)
-def test_blocks_run_compiled_and_nothing_is_compiled_again(compiler, expected, way):
-    model, handle = way(made(FLUX), compiler)
+@pytest.mark.parametrize("model_of", [lambda model: model, ran_before], ids=["first-run", "ran-before"])
+def test_blocks_run_compiled_and_nothing_is_compiled_again(compiler, expected, way, model_of):
+    model, handle = way(model_of(made(FLUX)), compiler)
     latent, report = sampled(model, handle)
     assert torch.equal(latent, expected[0])
     assert [call.action for call in report.calls] == expected[1] and report.count("reused", "forecast") >= 4
@@ -105,3 +112,34 @@ def test_taking_the_cache_off_a_compiled_model_leaves_it_compiled_as_a_whole(com
     runs = compiler.runs.total()
     latent = denoise(FLUX, compiled, Clock(), steps=4, context=without_context)
     assert torch.equal(latent, plain) and compiler.runs.total() >= runs + 4
+
+
+def test_contexts_and_the_end_of_a_pipeline_reach_the_cache_on_what_was_compiled_after_a_first_run(compiler, expected):
+    model = ran_before(made(FLUX))
+    compiled = torch.compile(model, backend=compiler, fullgraph=True)
+    handle = cached(compiled)
+    latent = denoise(FLUX, compiled, Clock(), steps=8, context=lambda _, branch: model.cache_context(branch))
+    assert torch.equal(latent, expected[0])
+    model._reset_stateful_cache()
+    assert handle.report.state == "finished" and {call.branches for call in handle.report.calls} == {("cond",)}
+    assert handle.report.count("reused", "forecast") >= 4
+    handle.remove()
+    assert model._diffusers_hook._module_ref is model and not model._diffusers_hook.hooks
+
+
+@pytest.mark.parametrize("fullgraph", [True, False])
+@pytest.mark.parametrize("order", ["compiled-first", "cached-first"])
+@pytest.mark.parametrize("model_of", [lambda model: model, ran_before], ids=["first-run", "ran-before"])
+def test_compiled_in_place_it_is_right_or_says_what_works(compiler, expected, order, fullgraph, model_of, caplog):
+    model = model_of(made(FLUX))
+    if order == "compiled-first":
+        model.compile(backend=compiler, fullgraph=fullgraph)
+    handle = cached(model)
+    if order == "cached-first":
+        model.compile(backend=compiler, fullgraph=fullgraph)
+    if not fullgraph:
+        assert torch.equal(sampled(model, handle)[0], expected[0])
+        assert caplog.text.count("compile_repeated_blocks()") == 1
+        return
+    with pytest.raises(Exception, match=r"Compile its blocks instead: transformer\.compile_repeated_blocks\(\)"):
+        sampled(model, handle)

@@ -125,7 +125,8 @@ def cache_context(model: nn.Module, name: str, **fields: Any) -> Iterator[None]:
 
 
 def _engine(model: nn.Module, config: Any, strict_parity: bool, scheduler: Any, group: Any) -> Any:
-    from .cached import CachedModel, context_parallel_group
+    from .cached import CachedModel
+    from .parallel import context_parallel_group
 
     if strict_parity and (group is not None or context_parallel_group(model) is not None):
         raise ValueError(

@@ -20,7 +20,7 @@ class Arguments:
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
-    named: dict[str, Any]  # all of them
+    named: dict[str, Any]  # all of them, in the order of the model's parameters
 
     @property
     def timestep(self) -> Any:
@@ -34,8 +34,8 @@ class Arguments:
 
     @property
     def latent(self) -> Tensor:
-        """The first tensor of all."""
-        return next(iter(tensors_in((self.args, self.kwargs)).values()))
+        """The first tensor of all: diffusers' models take the latent first."""
+        return next(iter(tensors_in((list(self.named.values()),)).values()))
 
     @property
     def wants_gradients(self) -> bool:

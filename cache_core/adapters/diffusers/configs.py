@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import diffusers.hooks
@@ -13,13 +13,14 @@ from torch import nn
 
 from ...model.chains import block_lists
 from ...strategies.first_block import FirstBlockCache
-from ...strategies.taylorseer import ATTENTION_OR_FEED_FORWARD, TaylorSeerCache
+from ...strategies.taylorseer import TaylorSeerCache
 from ...strategy.strategy import Strategy
 from .named import NamedFasterCache, NamedPyramidAttentionBroadcast, NamedTaylorSeerCache, Names, fits
 
 logger = logging.getLogger(__name__)
 
 LOWEST_TIMESTEP, HIGHEST_TIMESTEP = -1, 1001  # no timestep lies outside
+ATTENTION = r".*\.\d+\.(.*\.)?(\w+_)?(attn\d?|attention)"  # modules in blocks, by whatever name
 TENSOR_FORMATS = ("BCFHW", "BFCHW", "BCHW")
 
 
@@ -35,6 +36,8 @@ class Wanted:
 
 def settings_of(model: nn.Module, given: Any) -> Wanted:
     """The strategies that `given` asks for: strategies of ours, one or several, or a config of diffusers'."""
+    if isinstance(given, Wanted):  # for another model
+        return replace(given, strategies=tuple(_for_model(strategy, model) for strategy in given.strategies))
     if isinstance(given, Strategy):
         given = (given,)
     if isinstance(given, (tuple, list)):
@@ -97,7 +100,9 @@ def _first_block_cache(model: nn.Module, config: Any) -> Wanted:
 
 
 def _taylorseer(model: nn.Module, config: Any) -> Wanted:
-    """Without names, the model's output is forecast: on a trained model as good, and it takes a few latents' bytes.
+    """Without names the attentions are forecast, as diffusers means it, on every model: its own names miss many.
+
+    Up to order 1 its forecast is the polynomial in steps, and taken as it is; above it is none (W1), and ours is.
 
     Names that are to return zeros in a forecast step, because what they feed is forecast, are forecast as well: what
     else they feed then still has them. If they are whole blocks, what leaves the blocks is forecast instead.
@@ -119,10 +124,13 @@ def _taylorseer(model: nn.Module, config: Any) -> Wanted:
     blocks = {f"{name}.{key}" for name, blocks in block_lists(model) for key in blocks}
     if config.use_lite_mode or any(fits(name, silent, re.fullmatch) for name in blocks):
         return Wanted((TaylorSeerCache(cache_level="model", **options),))
-    if not forecast and not silent:
-        return Wanted((TaylorSeerCache(**options),))
-    names = (forecast or (ATTENTION_OR_FEED_FORWARD,)) + silent
+    names = (forecast or (ATTENTION,)) + silent
+    options["weights"] = "recursion" if config.max_order <= 1 else "sigma"
     return Wanted((NamedTaylorSeerCache(cache_level="module", cache_identifiers=names, **options),))
+
+
+def _for_model(strategy: Strategy, model: nn.Module) -> Strategy:
+    return replace(strategy, model=model) if isinstance(strategy, NamedFasterCache) else strategy
 
 
 _CONVERTED = {

@@ -12,7 +12,7 @@ from torch import nn
 from ...strategies.faster_cache import FasterCache
 from ...strategies.pyramid_attention import PyramidAttentionBroadcast
 from ...strategies.taylorseer import TaylorSeerCache
-from ...strategy.step import Step
+from ...strategy.step import Schedule, Step
 from ...strategy.strategy import Site
 
 Names = Mapping[str, Sequence[str]]  # kind of attention -> regular expressions, for the kinds whose names were chosen
@@ -58,7 +58,16 @@ class NamedFasterCache(FasterCache):
 
 @dataclass(frozen=True)
 class NamedTaylorSeerCache(TaylorSeerCache):
-    """At modules that are chosen by name, whole blocks among them."""
+    """At modules that are chosen by name, whole blocks among them, in the steps that diffusers computes."""
+
+    def computed_steps(self, schedule: Schedule) -> tuple[int, ...]:
+        """As diffusers counts: the first after the warm-up is forecast, the next computed, then one an interval."""
+        after_warm_up = self.disable_cache_before_step + 1
+        return tuple(
+            step
+            for step in range(schedule.count)
+            if step in (0, *range(self.disable_cache_before_step)) or (step - after_warm_up) % self.cache_interval == 0
+        )
 
     def modules_in(self, block: str, modules: list[str]) -> list[str]:
         return super().modules_in(block, [block, *modules])

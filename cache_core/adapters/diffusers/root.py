@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import functools
 import logging
+import weakref
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Protocol
 
 import torch
 from torch import nn
 
-from ...model.hooks import unseen
+from ...model.compiled import uncompiled
 
 try:
     from diffusers.hooks.hooks import CacheContext, HookRegistry, ModelHook, StateManager
@@ -28,8 +29,16 @@ logger = logging.getLogger(__name__)
 
 UNCOMPILED = (
     "Refrain: the transformer is compiled as a whole, around its cache, so it runs without torch.compile. Compile its "
-    "blocks instead: transformer.compile_repeated_blocks()."
+    "blocks instead: transformer.compile_repeated_blocks(), before or after the cache is put on."
 )
+HOOKS_ARE_NOT_COPIED = (
+    "Refrain: a copy of this transformer would run the original's weights, for other hooks of diffusers are on it too "
+    "({}). Take the cache off first, with disable_cache(transformer), copy, and put it on both."
+)
+
+
+OF_COPY = "_hook_of_a_copy"  # argument: the forward of a model's copy still leads to the original's hook
+RESET = "_reset_stateful_cache"  # what pipelines call at their end, on models that have it
 
 
 class Engine(Protocol):
@@ -51,11 +60,13 @@ class Before:
     registry: bool
     forward: bool
     config: bool
+    owner: nn.Module | None  # the module whose forward the registry wrapped
 
     @classmethod
     def of(cls, model: nn.Module) -> Before:
-        own = vars(model)
-        return cls("_diffusers_hook" in own, "forward" in own, "_cache_config" in own)
+        own, registry = vars(uncompiled(model)), vars(uncompiled(model)).get("_diffusers_hook")
+        owner = getattr(registry, "_module_ref", None)
+        return cls(registry is not None, "forward" in vars(model), "_cache_config" in own, owner)
 
 
 class RootHook(ModelHook):
@@ -68,6 +79,7 @@ class RootHook(ModelHook):
         self.engine: Engine | None = engine
         self.name, self.marker, self.before = name, marker, before
         self.contexts = StateManager(dict)  # only its context is used
+        self._model: weakref.ref[nn.Module] = lambda: None
         self._is_inside = self._said_uncompiled = False
         self._outside: Callable[..., Any] | None = None  # what the model's forward was right after registration
 
@@ -75,9 +87,13 @@ class RootHook(ModelHook):
     def attached(cls, model: nn.Module, engine: Engine, name: str, marker: Any) -> RootHook:
         """A new hook on the model, registered under `name`; `marker` is what `model._cache_config` shall be."""
         hook = cls(engine, name, marker, Before.of(model))
-        HookRegistry.check_if_exists_or_initialize(model).register_hook(hook, name)
-        hook._outside = model.forward
+        registry = HookRegistry.check_if_exists_or_initialize(model)
+        registry._module_ref = model  # what torch.compile made of it finds the registry that a first run left inside
+        registry.register_hook(hook, name)
+        hook._outside, hook._model = model.forward, weakref.ref(model)
         model._cache_config = marker
+        if not hasattr(model, RESET):  # it has no CacheMixin: the end of a pipeline's call would pass it over
+            setattr(model, RESET, model._diffusers_hook.reset_stateful_hooks)
         return hook
 
     @classmethod
@@ -95,15 +111,30 @@ class RootHook(ModelHook):
         if forward is not None and forward is not self._outside:
             model.forward = forward
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> RootHook:
+        model = self._model()
+        if model is not None and len(model._diffusers_hook.hooks) > 1:
+            raise RuntimeError(HOOKS_ARE_NOT_COPIED.format(", ".join(model._diffusers_hook.hooks)))
+        memo[id(self)] = hook = object.__new__(type(self))
+        for name, value in vars(self).items():
+            setattr(hook, name, deepcopy(value, memo))
+        copied = memo.get(id(model))
+        hook._model = (lambda: None) if copied is None else weakref.ref(copied)
+        return hook
+
     def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        relinked = partial(unseen, _relink) if torch.compiler.is_compiling() else _relink
-        relinked(self, module)  # the registry calls this even when it has cut `new_forward` out
-        return args, kwargs
+        if torch.compiler.is_compiling():
+            _not_compiled(_relink, self, module)
+            return args, kwargs
+        _relink(self, module)  # the registry calls this even when it has cut `new_forward` out
+        hook = RootHook.of(module)
+        return args, kwargs if hook in (None, self) else kwargs | {OF_COPY: hook}
 
     def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_compiling():
-            return unseen(self._run_uncompiled, *args, **kwargs)
-        return self._run(*args, **kwargs)
+            return _not_compiled(self._run_uncompiled, *args, **kwargs)
+        hook = kwargs.pop(OF_COPY, self)
+        return hook._run(*args, **kwargs)
 
     def _run_uncompiled(self, *args: Any, **kwargs: Any) -> Any:
         if not self._said_uncompiled:
@@ -142,13 +173,14 @@ class RootHook(ModelHook):
             del module.forward
         if len(registry.hooks) == 1 and not self.before.registry:
             del module._diffusers_hook
+        vars(module).pop(RESET, None)
         if getattr(module, "_cache_config", None) is self.marker:
             module._cache_config = None
             if not self.before.config:
                 del module._cache_config
         self.engine.reset()
         self.engine = None
-        return module
+        return self.before.owner if len(registry.hooks) == 1 and self.before.registry else module
 
 
 def context_of(model: nn.Module) -> CacheContext | None:
@@ -172,3 +204,12 @@ def _relink(hook: ModelHook, module: nn.Module) -> None:
         return
     reference.original_forward = reference.forward
     reference.forward = functools.update_wrapper(functools.partial(hook.new_forward, module), hook.new_forward)
+
+
+@torch._disable_dynamo
+def _not_compiled(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Call a function that must not be compiled, nor what it calls. With fullgraph=True torch's error says why."""
+    return function(*args, **kwargs)
+
+
+_not_compiled._torchdynamo_disable, _not_compiled._torchdynamo_disable_msg = True, UNCOMPILED

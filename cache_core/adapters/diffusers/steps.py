@@ -2,93 +2,151 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 from torch import Tensor
 
-from ...strategy.step import HIGHEST_FLOW_SIGMA, SAME_SIGMA, OpenSchedule, Schedule
+from ...strategy.step import SAME_SIGMA, OpenSchedule, Schedule
+from .scales import THOUSAND, SchedulerTimes, Telling, TimestepAxis
 
-FIRST_WHEN_COUNTING_UP = 0.01  # no run begins with a clean picture
-ROUNDING = 2**-8  # relative: timesteps come in bfloat16
-THOUSANDTHS = 1000
-
-
-class TimestepAxis:
-    """How a model counts its timesteps, told by the first of a run: to 1 or to 1000, and which end is noise.
-
-    >>> TimestepAxis(1000).sigma_of(250), TimestepAxis(1.0).sigma_of(0.25), TimestepAxis(0.0).sigma_of(0.75)
-    (0.25, 0.25, 0.25)
-    """
-
-    def __init__(self, first: float) -> None:
-        self.scale = _scale_of(first)
-        self.counts_up = first / self.scale < FIRST_WHEN_COUNTING_UP  # as Z-Image and Lumina do
-
-    def sigma_of(self, timestep: float) -> float:
-        """The noise's share, 1 noisiest."""
-        self.scale = max(self.scale, _scale_of(timestep))  # 0 is 0 on both scales
-        share = timestep / self.scale
-        return 1 - share if self.counts_up else share
+AGREED = 2  # evaluations after which a scheduler that counts its steps is believed
 
 
 class CountedSchedule(OpenSchedule):
     """A schedule that nobody told us, on which every evaluation is a step of its own, as diffusers' configs count."""
 
-    def begin_evaluation(self, sigma: float) -> float:
-        """The next step, at this sigma."""
-        self._reached.append(sigma)
+    is_over = is_at_last = False
+
+    def __init__(self, first: float, rises: bool = False) -> None:
+        super().__init__()
+        self.axis, self.told = TimestepAxis(first, rises), first
+
+    def holds(self, told: float) -> bool:
+        """Whether a run on it may have this timestep."""
+        return self.axis.holds(told)
+
+    def is_at(self, told: float) -> bool:
+        """Whether the evaluation that goes on has this timestep."""
+        return is_same(told, self.told)
+
+    def sigma_of(self, told: float) -> float:
+        """How far from the run's end a timestep is: the noise's share of the latent, 1 noisiest."""
+        return self.axis.sigma_of(told)
+
+    def begin_evaluation(self, told: float) -> float:
+        """The next step, at this timestep. Returns its sigma."""
+        self.told = told
+        self._reached.append(self.sigma_of(told))
         self.count = len(self._reached)
-        return sigma
+        return self._reached[-1]
+
+    def expected(self, is_called: bool) -> float | None:
+        """Nobody knows the next timestep."""
+        return None
 
 
 class SchedulerSteps(Schedule):
-    """The steps of a scheduler of diffusers', from the first that a run calls."""
+    """The steps of a scheduler of diffusers', from the first that a run calls.
 
-    def __init__(self, scheduler: Any, first: float) -> None:
-        self._scheduler, self._timesteps = scheduler, scheduler.timesteps
-        self._sigmas = sigmas_of(scheduler)
-        first = self.begin_evaluation(first)
-        super().__init__([*sorted({sigma for sigma in self._sigmas if sigma <= first}, reverse=True), 0.0])
+    Where noise rises (inversion), sigmas are counted backwards, so that they fall, and timesteps are the true ones.
+    """
+
+    def __init__(self, scheduler: Any, times: SchedulerTimes, telling: Telling, first: float) -> None:
+        self._scheduler, self._timesteps, self._telling = scheduler, scheduler.timesteps, telling
+        rises = times.shares[-1] > times.shares[0]
+        self._shares = [1 - share for share in times.shares] if rises else times.shares
+        self._agreed, self.index, self.told = 0, -1, first
+        start = self.sigma_of(first)
+        sigmas = sorted({sigma for sigma in self._shares if sigma <= start}, reverse=True)
+        super().__init__([*sigmas, 0.0], timestep_of=lambda sigma: THOUSAND * (1 - sigma if rises else sigma))
 
     @property
     def is_over(self) -> bool:
         """Whether the scheduler has been set up for another run since."""
         return self._scheduler.timesteps is not self._timesteps
 
-    def begin_evaluation(self, sigma: float) -> float:
-        """The scheduler's sigma that is meant: what a model is given may be rounded.
+    @property
+    def is_at_last(self) -> bool:
+        """Whether the evaluation that goes on is the run's last."""
+        return self.index == len(self._shares) - 1
 
-        Of several that it may be, the one that the scheduler says it is at.
+    def holds(self, told: float) -> bool:
+        """Whether a run on it may have this timestep."""
+        return True
+
+    def is_at(self, told: float) -> bool:
+        """Whether the evaluation that goes on has this timestep."""
+        index = self._index_of(told)
+        return is_same(told, self.told) if index is None else index == self.index
+
+    def sigma_of(self, told: float) -> float:
+        """How far from the run's end a timestep is: the noise's share of the latent, 1 noisiest."""
+        index = self._index_of(told)
+        return self._between(told) if index is None else self._shares[index]
+
+    def begin_evaluation(self, told: float) -> float:
+        """The step that is meant: what a model is given may be rounded. Returns its sigma."""
+        index, before = self._index_of(told), self.index
+        self._agreed = self._agreed + 1 if index == _count_of(self._scheduler) != before else 0
+        self.index, self.told = index, told
+        return self.sigma_of(told)
+
+    def expected(self, is_called: bool) -> float | None:
+        """The timestep of a model call by the scheduler's own count, without waiting for the device.
+
+        `is_called` says whether its branch was called in the evaluation that goes on. None where the scheduler does
+        not count its steps, or has not been right so far.
         """
-        near = [entry for entry in self._sigmas if abs(entry - sigma) <= ROUNDING * sigma]
-        index = getattr(self._scheduler, "step_index", None)
-        if index is not None and index < len(self._sigmas) and self._sigmas[index] in near:
-            return self._sigmas[index]
-        return min(near, key=lambda entry: abs(entry - sigma), default=sigma)
+        count = _count_of(self._scheduler)
+        if count is None or self._agreed < AGREED or self.is_over or self.index is None:
+            return None
+        if count == self.index and not is_called:
+            return self.told
+        return self._telling.told_at(count) if self.index < count < len(self._shares) else None
+
+    def _index_of(self, told: float) -> int | None:
+        """Of several entries that it may be, the one that the scheduler says it is at."""
+        near, count = self._telling.near(told), _count_of(self._scheduler)
+        return count if count in near else next(iter(near), None)
+
+    def _between(self, told: float) -> float:
+        """Of a timestep between two entries: samplers of higher order ask for some."""
+        entries = [self._telling.told_at(index) for index in range(len(self._shares))]
+        for (one, other), (sigma, following) in zip(pairwise(entries), pairwise(self._shares)):
+            if min(one, other) <= told <= max(one, other) and one != other:
+                return sigma + (following - sigma) * (told - one) / (other - one)
+        return self._shares[min(range(len(entries)), key=lambda index: abs(entries[index] - told))]
 
 
-def schedule_for(scheduler: Any, first: float) -> CountedSchedule | SchedulerSteps:
-    """The schedule of a run whose first call is at this sigma. An open one if the scheduler's does not contain it."""
-    if scheduler is not None and any(abs(entry - first) <= ROUNDING * first for entry in sigmas_of(scheduler)):
-        return SchedulerSteps(scheduler, first)
-    return CountedSchedule()
+def schedule_for(scheduler: Any, first: float, rises: bool = False) -> CountedSchedule | SchedulerSteps:
+    """The schedule of a run whose first call has this timestep. An open one if the scheduler's does not contain it.
+
+    `rises` says that timesteps rise in such a run, where the scheduler does not say it.
+    """
+    if scheduler is not None and scheduler.timesteps is not None and len(scheduler.timesteps):
+        times, count = SchedulerTimes(scheduler), _count_of(scheduler)
+        tellings = [(telling, telling.near(first)) for telling in times.tellings()]
+        fitting = [telling for telling, near in tellings if count in near]
+        fitting += [telling for telling, near in tellings if near and count in (None, 0)]  # a loop that begins late
+        if fitting:
+            return SchedulerSteps(scheduler, times, fitting[0], first)
+    return CountedSchedule(first, rises)
 
 
-def sigmas_of(scheduler: Any) -> list[float]:
-    """A scheduler's timesteps as shares of noise. Waits for the device."""
-    timesteps = scheduler.timesteps.tolist()
-    return [timestep / _scale_of(max(timesteps)) for timestep in timesteps]
+def _count_of(scheduler: Any) -> int | None:
+    """The step that a scheduler is at, as it counts them; None if it does not."""
+    if not hasattr(scheduler, "step_index"):
+        return None
+    begins_at = getattr(scheduler, "begin_index", None) or 0
+    return begins_at if scheduler.step_index is None else scheduler.step_index
 
 
-def is_same(sigma: float, other: float) -> bool:
-    """Whether two sigmas are one, but for float32's last digits."""
-    return abs(sigma - other) <= SAME_SIGMA * max(sigma, other)
+def is_same(timestep: float, other: float) -> bool:
+    """Whether two timesteps are one, but for float32's last digits."""
+    return abs(timestep - other) <= SAME_SIGMA * max(abs(timestep), abs(other))
 
 
 def number_in(timestep: Any) -> float:
     """A timestep as a number: of a tensor its largest, for there may be one for each row or token. Reads the device."""
     return float(timestep.detach().max()) if isinstance(timestep, Tensor) else float(timestep)
-
-
-def _scale_of(timestep: float) -> int:
-    return THOUSANDTHS if timestep > HIGHEST_FLOW_SIGMA else 1
