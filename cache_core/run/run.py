@@ -74,8 +74,8 @@ class CacheRun:
     def begin_evaluation(self, sigma: SigmaReading | None = None, latent: Tensor | None = None) -> None:
         """The sampler asks for the noise prediction once more; of all branches at this sigma, where that is known.
 
-        With the latent, and with `end_evaluation`, it is seen whether the sampler adds noise between its steps. Where
-        nobody says so, an evaluation begins with each sigma, and when a branch comes again.
+        With the latent, and with `end_evaluation`, it is seen whether the sampler adds noise. Where nobody calls this,
+        an evaluation begins with each sigma, and when a branch comes again.
         """
         self.state.begin_evaluation(sigma, latent)
 
@@ -98,8 +98,7 @@ class CacheRun:
     def in_threads(self, branches: Collection[Hashable]) -> AbstractContextManager[None]:
         """While model calls of this evaluation, of all these branches, run in threads, each on a model of its own.
 
-        With a branch that was not in the evaluation before, all compute, whichever thread is first. Before the threads
-        begin, tell the evaluation which model leads: `begin_threads`.
+        If a branch was not in the evaluation before, all compute. Say first which model leads: `begin_threads`.
         """
         return self.state.evaluation.in_threads(branches)
 
@@ -201,15 +200,16 @@ class CacheRun:
         return CallState(state, model, reading, own, evaluation, Stopwatch(reading.tensor.device))
 
     @property
-    def _call_here(self) -> ModelCall | None:
-        """The model call that runs in this thread."""
+    def _call_here(self) -> ModelCall | None:  # in this thread
         return getattr(self._here, "call", None)
 
     def _record(self, state: CallState, visits: Sequence[Visit], labels: tuple[str, ...]) -> None:
         if state.evaluation.missed_leader:
             self.report.note(NO_LEADER)
-        with self._lock, self.telling():
+        with self._lock:
             if labels:
-                self.report.add(record_of(state, visits, labels))
+                with self.telling():
+                    self.report.add(record_of(state, visits, labels))
             if any(visit.has_kept for visit in visits):
-                self.report.held(self.state.memories.bytes_held)
+                with self.telling():
+                    self.report.held(self.state.memories.bytes_held)

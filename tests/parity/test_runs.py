@@ -191,7 +191,7 @@ def test_a_call_waits_once_at_most_where_the_scheduler_counts_its_steps(strategy
         reads.append(counting.reads)
         latent = scheduler.step(prediction, t, latent, return_dict=False)[0]
     assert handle.report.count("reused", "forecast") > 2
-    assert max(reads[2:]) <= (1 if strategy is FIRST_BLOCK else 0)
+    assert max(reads[2:]) <= 1
 
 
 def test_attention_that_no_step_to_come_may_reuse_is_not_kept():

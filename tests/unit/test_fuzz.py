@@ -223,7 +223,8 @@ def assert_allowed(strategy, sampling, call, hits, is_repeated):
 def test_nothing_is_left_at_the_end(journey, strategy):
     sampling, _ = travelled(journey, (strategy,))
     kept = [weakref.ref(tensor) for tensor in tensors_in(list(sampling.run.state.memories.values()))]
-    assert kept or strategy.is_off or sampling.report.count("reused") == 0
+    may_be_done = isinstance(strategy, PyramidAttentionBroadcast)  # it drops what no step to come may reuse
+    assert kept or may_be_done or strategy.is_off or sampling.report.count("reused") == 0
     assert traces_on(sampling.toy) == []
     sampling.run.free()
     assert alive(kept) == 0

@@ -126,12 +126,9 @@ class CachedModel:
             sampling.run.free()
 
     def _timestep(self, arguments: Arguments, context: CacheContext | None, branch: str) -> float | None:
-        """The config's callback knows best, then the context, then the argument.
-
-        Reads the device where the scheduler does not say it.
-        """
+        """The config's callback knows best, then the context, then the argument. May read the device."""
         sampling = self._sampling
-        told = self.settings.timestep() if self.settings.timestep is not None else None
+        told = None if self.settings.timestep is None else self.settings.timestep()
         if told is None and context is not None:
             told = context.sigma if context.timestep is None else context.timestep
         if told is None:
@@ -207,9 +204,8 @@ class CachedModel:
     def _guided(self, sampling: Sampling, arguments: Arguments, predict: Callable[..., Any]) -> tuple[Tensor, Tensor]:
         """The predictions with the prompt and without: the model's own, or what stands in."""
         context = (WITHOUT, tuple(arguments.latent.shape))
-        return sampling.run.call_guidance(
-            self.model, predict, sampling.reading.tensor, context, WITHOUT, arguments.latent
-        )
+        sigma = sampling.reading.tensor
+        return sampling.run.call_guidance(self.model, predict, sigma, context, WITHOUT, arguments.latent)
 
     def _say(self, text: str, *values: Any) -> None:
         if text not in self._said:

@@ -90,5 +90,8 @@ def half_of(arguments: Arguments, names: Sequence[str], half: int) -> Arguments:
         return halved(value)
 
     args = tuple(map(halved, arguments.args))
-    kwargs = {name: halved_argument(name, value) for name, value in arguments.kwargs.items()}
-    return Arguments(args, kwargs, {})
+    kwargs, named = (
+        {name: halved_argument(name, value) for name, value in given.items()}
+        for given in (arguments.kwargs, arguments.named)
+    )
+    return Arguments(args, kwargs, named)
