@@ -10,7 +10,7 @@ import torch
 from cache_core.compare.quality import psnr
 from cache_core.demo.codec import FLUX_SCALE, FLUX_SHIFT, decode
 from cache_core.run.call import ModelCall
-from cache_core.run.noise import LatentPath
+from cache_core.run.path import LatentPath
 from cache_core.strategies.faster_cache import FasterCache
 from cache_core.strategies.first_block import FirstBlockCache
 from cache_core.strategies.pyramid_attention import PyramidAttentionBroadcast
@@ -202,7 +202,7 @@ def test_the_rule_for_samplers_that_add_noise_is_better_than_none(demo, cached, 
     """At the same computed steps: first without any rule, then with the denoised latent kept, then no trend either."""
     model = cached(demo.model(), TaylorSeerCache())
     with monkeypatch.context() as patch:
-        patch.setattr(LatentPath, "notice", lambda self, noise_share: False)
+        patch.setattr(LatentPath, "notice_noise", lambda self: False)
         no_rule = closeness(model, sampler=sampler)
         patch.setattr(ModelCall, "_keeps_denoised", lambda self: True)
         no_trend_rule = closeness(model, sampler=sampler)
