@@ -82,9 +82,10 @@ class RunState:
                 self.paths.whole.reaches(latent)
         self.evaluation, self.was_called = self.evaluation.following(sigma), False
         before = self.evaluation.before
+        if before is not None:
+            self.paths.forget_all_but(before.contexts)
         if before is not None and not before.without_unconditional:
             self.memories.forget_all_but(before.contexts)
-            self.paths.forget_all_but(before.contexts)
 
     def end_evaluation(self, predictions: Sequence[Tensor] = ()) -> None:
         """The sampler is given these."""

@@ -174,13 +174,13 @@ def test_nothing_stays_behind(demo, comfy, cached, monkeypatch, way, strategy):
 
 @pytest.mark.parametrize("strategy", named([*ON, *ATTENTION]))
 def test_no_stored_tensor_outlives_the_run(demo, cached, monkeypatch, strategy):
-    stored, own = [], CacheRun.free
+    stored, own = [], CacheRun.end_evaluation
 
-    def free(self):
+    def end_evaluation(self, *predictions):
         stored.extend(map(weakref.ref, tensors_in([memory.state for memory in self.state.memories.values()])))
-        own(self)
+        own(self, *predictions)
 
-    monkeypatch.setattr(CacheRun, "free", free)
+    monkeypatch.setattr(CacheRun, "end_evaluation", end_evaluation)
     demo.sample(cached(demo.model(), strategy), [PROMPT])
     gc.collect()
     assert len(stored) >= 2 and not [tensor for tensor in stored if tensor() is not None]

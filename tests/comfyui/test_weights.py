@@ -102,7 +102,8 @@ def test_where_the_first_block_decides_it_alone_is_always_fetched(cached, report
     streamed.sample(cached(streamed.model, strategy))
     (report,) = reports.all
     first, *others = streamed.fetches
-    assert first == len(report.calls) + 1  # the question comes while it is on its way, in the rehearsal too
+    rehearsals = first - len(report.calls)  # the question comes while it is on its way, in those too
+    assert 1 <= rehearsals <= 2  # two where there is more than one stream
     assert set(others) == {report.count("computed")}
 
 
