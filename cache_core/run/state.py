@@ -1,5 +1,6 @@
 """What a sampling run is, and what one model call of it is: plain data that knows nothing of what drives it."""
 
+import time
 import weakref
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -70,12 +71,14 @@ class RunState:
     is_evaluating: bool = False  # the host has begun an evaluation and not ended it
     asked_about: Callable[[], Tensor | None] = lambda: None  # the latent of that evaluation, as long as it lives
     others_seen: int = 0  # calls about another latent than the step before
+    began: float | None = None  # by the clock, with the first evaluation: the weights are loaded by then
     was_called: bool = False  # whether the model was, in this evaluation
     why_computed: str = ""  # why strategies stepped aside, in a few words
 
     def begin_evaluation(self, sigma: SigmaReading | None = None, latent: Tensor | None = None) -> None:
         """One more. What branches keep that were away in the last one is dropped."""
         self.is_evaluating = True
+        self.began = time.perf_counter() if self.began is None else self.began
         if latent is not None:
             self.asked_about = weakref.ref(latent)
             if self.paths.are_followed:

@@ -1,6 +1,7 @@
 """The caches in real ComfyUI sampling of the demo model."""
 
 import gc
+import time
 import weakref
 from collections import Counter
 from dataclasses import is_dataclass
@@ -244,3 +245,13 @@ def test_replaying_the_same_inputs_gives_the_same_output(demo, comfy, block_coun
 def test_a_strategy_node_refuses_contradicting_settings_by_name():
     with pytest.raises(ValueError, match="disable_cache_after_step is 2 and disable_cache_before_step is 3"):
         TaylorSeerCache(disable_cache_before_step=3, disable_cache_after_step=2)
+
+
+def test_the_seconds_of_a_run_do_not_count_loading(demo, cached, reports, comfy, monkeypatch):
+    load = comfy.model_management.load_models_gpu
+    monkeypatch.setattr(
+        comfy.model_management, "load_models_gpu", lambda *args, **kwargs: (time.sleep(2), load(*args, **kwargs))[1]
+    )
+    demo.sample(cached(demo.model(), TaylorSeerCache()), [PROMPT], steps=4)
+    (report,) = reports.all
+    assert 0 < sum(call.seconds for call in report.calls) <= report.seconds < 2

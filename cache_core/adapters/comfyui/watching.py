@@ -47,13 +47,13 @@ def watched(sample: Callable[[], Any], run: CacheRun, watch: Watch | None) -> An
         with run.telling():
             watcher = watch(report)
             report.on_call = watcher.called
-    began, latent = time.perf_counter(), None
+    latent = None
     try:
         latent = sample()
         with run.telling():
             _note_what_it_was_like(run)
     finally:
-        report.seconds = time.perf_counter() - began
+        report.seconds = 0.0 if run.state.began is None else time.perf_counter() - run.state.began
         with run.telling():
             if latent is None:
                 report.stop()
