@@ -61,7 +61,7 @@ def specimen(request, comfy):
 
 @pytest.mark.parametrize("strategy", STRATEGIES, ids=lambda strategy: strategy.title)
 def test_a_model_call_waits_once_at_most(specimen, cached, reports, strategy):
-    """Was 5 to 73 where sigmas are counted in a table. Beside it: the rehearsal's reads, and the schedule's once a run."""
+    """Was 5 to 73 where sigmas are counted in a table. Beside it: once a run the rehearsal, and the schedule."""
     sample, start = specimen.architecture.sample, specimen.architecture.start(1.0)
     with OurReads() as counting:
         sample(cached(specimen.model, strategy), start, 8, 1.0, 1.0)
