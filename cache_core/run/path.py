@@ -146,8 +146,10 @@ class Paths:
 
 
 def _unexplained(latent: np.ndarray, directions: list[np.ndarray]) -> float:
-    """The norm of what is in no weighted sum of these."""
+    """The norm of what is in no weighted sum of these; NaN where one holds what is no number."""
     span = np.stack(directions, 1)
+    if not (np.isfinite(span).all() and np.isfinite(latent).all()):
+        return nan
     span /= np.maximum(norm(span, axis=0), np.finfo(span.dtype).tiny)
     weights, *_ = np.linalg.lstsq(span, latent, rcond=ROUNDING)
     return norm(latent - span @ weights)

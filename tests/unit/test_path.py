@@ -139,6 +139,15 @@ def test_outside_a_mask_nothing_is_asked():
     assert not max(shares(euler, torch.full(SHAPE, 0.5), held=draw(5))) > LEAST_NOISE  # NaN: nothing is known
 
 
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+def test_of_what_is_no_number_nothing_is_said(broken):
+    path = LatentPath()
+    for latent in (draw(1), torch.full(SHAPE, broken), draw(2)):
+        reach(path, latent)
+        assert not path.noise_share > LEAST_NOISE and not path.novelty > 0 and not path.goes_on_from_before
+        path.predicted(latent)
+
+
 def test_the_path_keeps_its_own_copies():
     path, latent = LatentPath(), draw(1)
     path.reaches(latent)
