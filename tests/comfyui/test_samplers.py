@@ -71,18 +71,19 @@ def sigmas_of(comfy, model, sampler, scheduler, steps=STEPS):
 
 
 def planned_by_hand(strategy, schedule, sigmas, anew):
-    """For each evaluation of the sampler, whether TaylorSeer computes it: planned, and not at this sigma already.
+    """For each evaluation of the sampler, whether TaylorSeer computes it: planned or overdue, and not at this sigma yet.
 
     At the one with the index `anew` there is nothing to reuse.
     """
-    computed, last = [], None
+    computed, last, at, planned = [], None, -1, strategy.computed_steps(schedule)
     for index, sigma in enumerate(sigmas):
         if index == anew:
             last = None
-        is_planned = schedule.step_at(sigma).index in strategy.computed_steps(schedule)
+        step = schedule.step_at(sigma).index
+        is_planned = step in planned or any(at < missed < step for missed in planned)
         is_known = last is not None and abs(last - sigma) <= SAME_SIGMA * sigma
         computed.append(last is None or (is_planned and not is_known))
-        last = sigma if computed[-1] else last
+        last, at = (sigma, step) if computed[-1] else (last, at)
     return computed
 
 
