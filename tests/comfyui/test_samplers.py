@@ -71,7 +71,7 @@ def sigmas_of(comfy, model, sampler, scheduler, steps=STEPS):
 
 
 def planned_by_hand(strategy, schedule, sigmas, anew):
-    """For each evaluation of the sampler, whether TaylorSeer computes it: planned or overdue, and not at this sigma yet.
+    """For each evaluation of the sampler, whether TaylorSeer computes it: planned or overdue, not at this sigma yet.
 
     At the one with the index `anew` there is nothing to reuse.
     """
