@@ -152,5 +152,5 @@ def is_in_order(sigmas: Sequence[float]) -> bool:
 
 
 def is_same(sigma: float, other: float) -> bool:
-    """Whether two sigmas are one, but for float32's last digits."""
-    return abs(sigma - other) <= SAME_SIGMA * max(sigma, other)
+    """Whether two sigmas, or timesteps, are one but for float32's last digits."""
+    return abs(sigma - other) <= SAME_SIGMA * max(abs(sigma), abs(other))

@@ -7,6 +7,7 @@ import sys
 from collections import Counter
 from functools import partial
 from pathlib import Path
+from statistics import median
 from types import SimpleNamespace
 
 import pytest
@@ -132,6 +133,15 @@ def probed(start):
     with start(environment={"OMP_NUM_THREADS": "1"}, files=files) as running:
         yield running
         assert "in outer_sample" not in running.log and "in apply_model" not in running.log  # nothing failed so late
+
+
+def closeness(latent, reference):
+    """Of the demo's pictures, in decibels, the median."""
+    from cache_core.compare.quality import psnr
+    from cache_core.demo.codec import FLUX_SCALE, FLUX_SHIFT, decode
+
+    pictures, references = (decode((each - FLUX_SHIFT) * FLUX_SCALE) for each in (latent, reference))
+    return median(map(psnr, pictures, references))
 
 
 class Reports:

@@ -1,13 +1,11 @@
 """Latents that change their size, guiders that skip ComfyUI's wrappers, model calls about another place or picture."""
 
 from itertools import pairwise
-from statistics import median
 
 import pytest
 import torch
+from conftest import closeness
 
-from cache_core.compare.quality import psnr
-from cache_core.demo.codec import FLUX_SCALE, FLUX_SHIFT, decode
 from cache_core.run.going_on import ANOTHER_LATENT
 from cache_core.strategies.faster_cache import FasterCache
 from cache_core.strategies.first_block import FirstBlockCache
@@ -20,12 +18,6 @@ TRUSTING = [TaylorSeerCache(), PyramidAttentionBroadcast(), FasterCache(), Taylo
 for_every = pytest.mark.parametrize("strategy", EVERY, ids=lambda s: f"{s.title} {getattr(s, 'cache_level', '')}")
 for_trusting = pytest.mark.parametrize("strategy", TRUSTING, ids=lambda s: f"{s.title} {getattr(s, 'cache_level', '')}")
 OFF = [FirstBlockCache(residual_diff_threshold=0.0), TaylorSeerCache(cache_interval=1)]
-
-
-def closeness(latent, reference):
-    """Of pictures, in decibels, the median."""
-    pictures, references = (decode((each - FLUX_SHIFT) * FLUX_SCALE) for each in (latent, reference))
-    return median(map(psnr, pictures, references))
 
 
 @pytest.fixture

@@ -1,14 +1,12 @@
 """Sigma lists that do not simply fall, sigmas that are not on a list, and how models count them."""
 
 from itertools import pairwise
-from statistics import median
 
 import pytest
 import torch
+from conftest import closeness
 from zoo import all_architectures
 
-from cache_core.compare.quality import psnr
-from cache_core.demo.codec import FLUX_SCALE, FLUX_SHIFT, decode
 from cache_core.strategies.faster_cache import FasterCache
 from cache_core.strategies.first_block import FirstBlockCache
 from cache_core.strategies.pyramid_attention import PyramidAttentionBroadcast
@@ -63,12 +61,6 @@ def sampled(demo, scenes, cached, reports, clean):
         return latent, reports.all[-1] if strategy else None
 
     return sample
-
-
-def closeness(latent, reference):
-    """Of pictures, in decibels, the median."""
-    pictures, references = (decode((each - FLUX_SHIFT) * FLUX_SCALE) for each in (latent, reference))
-    return median(map(psnr, pictures, references))
 
 
 @pytest.mark.parametrize("strategy", TAYLORSEER, ids=lambda strategy: strategy.cache_level)

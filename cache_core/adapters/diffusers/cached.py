@@ -113,12 +113,12 @@ class CachedModel:
 
     def _end(self) -> None:
         if self._sampling is not None:
-            report = self._sampling.run.report
-            report.steps = self._sampling.schedule.count
-            with self._sampling.run.telling():
-                report.close()
-                logger.info(report.line())
+            run = self._sampling.run
+            run.report.steps = self._sampling.schedule.count
             self._drop()
+            with run.telling():
+                run.report.close()
+                logger.info(run.report.line())
 
     def _drop(self) -> None:
         sampling, self._sampling = self._sampling, None

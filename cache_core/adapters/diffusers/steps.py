@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ...strategy.step import SAME_SIGMA, OpenSchedule, Schedule
+from ...strategy.step import OpenSchedule, Schedule, is_same
 from .scales import THOUSAND, SchedulerTimes, Telling, TimestepAxis
 
 AGREED = 2  # evaluations after which a scheduler that counts its steps is believed
@@ -140,11 +140,6 @@ def _count_of(scheduler: Any) -> int | None:
         return None
     begins_at = getattr(scheduler, "begin_index", None) or 0
     return begins_at if scheduler.step_index is None else scheduler.step_index
-
-
-def is_same(timestep: float, other: float) -> bool:
-    """Whether two timesteps are one, but for float32's last digits."""
-    return abs(timestep - other) <= SAME_SIGMA * max(abs(timestep), abs(other))
 
 
 def number_in(timestep: Any) -> float:
