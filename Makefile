@@ -12,11 +12,15 @@ OVERLAY := build/comfyui_test_packages
 # What publishes to ComfyUI's registry; it brings much along, so it has an environment of its own.
 COMFY_CLI ?= $(CURDIR)/build/comfy_cli/bin/comfy
 
-# What checks the scripts of the browser, and the frontend that belongs to the oldest ComfyUI; kept out of everything.
+# What checks the scripts of the browser, the frontend of the oldest ComfyUI and the newest there is; kept out of everything.
 NODE := build/node
 FRONTEND_OLDEST := build/frontend-1.35.9
+FRONTEND_NEWEST := build/frontend-1.58.1
 
 TWO_AT_A_TIME := -n 2 --dist loadgroup  # architectures, each on one core
+
+# Tiny models are no faster on two threads, and continuous integration runs two of these at a time.
+test-unit test-parity test-comfyui test-zoo test-long: export OMP_NUM_THREADS := 1
 
 export OMP_WAIT_POLICY ?= passive
 export COMFYUI_PATH COMFYUI_PYTHON COMFY_CLI
@@ -48,7 +52,6 @@ test-comfyui: $(OVERLAY)/ready $(COMFY_CLI)
 	$(call in_comfyui,$(COMFYUI_PATH),tests/comfyui -m "not long" --ignore tests/comfyui/test_zoo.py)
 
 # Every architecture, in the newest ComfyUI and, where there is one, the oldest that we support.
-test-zoo: export OMP_NUM_THREADS := 1
 test-zoo: $(OVERLAY)/ready
 	$(call in_comfyui,$(COMFYUI_PATH),tests/comfyui/test_zoo.py $(TWO_AT_A_TIME))
 	$(call in_comfyui,$(COMFYUI_OLDEST),tests/comfyui/test_zoo.py $(TWO_AT_A_TIME))
@@ -73,8 +76,10 @@ $(OVERLAY)/ready: $(VENV)/ready
 test-browser: $(VENV)/ready
 	$(RUN) -m pip install -q -e ".[browser]"
 	$(RUN) -m pip install -q --no-deps --target $(FRONTEND_OLDEST) --upgrade comfyui-frontend-package==1.35.9
+	$(RUN) -m pip install -q --no-deps --target $(FRONTEND_NEWEST) --upgrade comfyui-frontend-package==1.58.1
 	@if command -v npm >/dev/null; then $(MAKE) --no-print-directory $(NODE)/ready; fi
 	NODE_TOOLS=$(NODE)/node_modules COMFYUI_OLDEST="$(COMFYUI_OLDEST)" \
+	COMFYUI_NEWEST_FRONTEND=$(FRONTEND_NEWEST)/comfyui_frontend_package/static \
 	COMFYUI_OLDEST_FRONTEND=$(FRONTEND_OLDEST)/comfyui_frontend_package/static $(RUN) -m pytest tests/browser -q -rs
 
 $(NODE)/ready:

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from .compare.side_by_side import described
 from .strategies.first_block import FirstBlockCache
 from .strategies.taylorseer import TaylorSeerCache
+from .strategy.few_steps import COMPUTE_ALL, MOST_FEW
 from .strategy.setting import counted
 from .strategy.strategy import Strategy
 
 QUALITIES = VISUALLY_IDENTICAL, BALANCED, FAST = ("visually identical", "balanced", "fast")
-TOO_FEW_STEPS = 8  # First Block Cache at 0.12 computes them all, forecasts are no closer than fewer steps
+TOO_FEW_STEPS = MOST_FEW  # First Block Cache at 0.12 computes them all, forecasts are no closer than fewer steps
 DEMO, UNET, OTHER = "Refrain demo", "U-Net (SD 1.5, SDXL)", "any other"
 NOTHING_TO_REUSE = (
     "With {steps} there is nothing to reuse, so the model is unchanged. Up to {most} steps each goes so far that "
     "First Block Cache computes them all, and forecasts are no closer than fewer steps (measured on the demo model at "
-    "flow shift 3). Models distilled to few steps gain nothing from a cache."
+    "flow shift 3). Models distilled to few steps change as much in each: others report gains on them for drafts only."
 )
+UNPUBLISHED = ("HunyuanVideo 1.5", "HiDream", "ACE-Step", "Anima", "Kandinsky 5", "Chroma")  # they get "any other"
 SHOWN = "Compare Cache Settings shows what it does to your pictures."
+FROM_RUN = f"In runs of up to {TOO_FEW_STEPS} steps everything is computed."
+TOLD = "This is for the {} of the input steps; 0 takes them from the run."
 
 
 @dataclass(frozen=True)
@@ -49,35 +53,42 @@ class Choice:
     words: str
 
 
-def choose(family: str, quality: str, steps: int, model_name: str = "") -> Choice:
+def choose(family: str, quality: str, steps: int = 0, model_name: str = "") -> Choice:
     """The preset of a family. One that is not in the table gets the cautious one; `model_name` then says what it is.
 
-    Raises ValueError if there is no such quality.
+    With `steps` 0 its strategy itself computes everything in runs of few steps. Raises ValueError if there is no such
+    quality.
     """
     if quality not in QUALITIES:
         raise ValueError(f"There is no quality {quality!r}. Choose one of: {', '.join(QUALITIES)}.")
-    if steps <= TOO_FEW_STEPS:
-        return Choice(None, NOTHING_TO_REUSE.format(steps=counted(steps, "step"), most=TOO_FEW_STEPS))
+    told = TOLD.format(counted(steps, "step")) if steps else FROM_RUN
+    if 0 < steps <= TOO_FEW_STEPS:
+        nothing = NOTHING_TO_REUSE.format(steps=counted(steps, "step"), most=TOO_FEW_STEPS)
+        return Choice(None, f"{nothing} {told}")
     preset = PRESETS.get(family, PRESETS[OTHER])[quality]
     name, settings = described([preset.strategy])
-    model = family if family in PRESETS and family != OTHER else model_name or "unknown model"
-    return Choice(preset.strategy, f"{model}, {quality}: {name}, {settings}. {preset.told} {SHOWN}")
+    is_known = family in UNPUBLISHED or (family in PRESETS and family != OTHER)
+    model = family if is_known else model_name or "unknown model"
+    strategy = preset.strategy if steps else replace(preset.strategy, few_steps=COMPUTE_ALL)
+    return Choice(strategy, f"{model}, {quality}: {name}, {settings}. {preset.told} {SHOWN} {told}")
 
 
-def _first_block(threshold: float, most_hits: int = -1) -> FirstBlockCache:
-    return FirstBlockCache(residual_diff_threshold=threshold, max_consecutive_cache_hits=most_hits)
+def _first_block(threshold: float, **limits: float) -> FirstBlockCache:
+    return FirstBlockCache(residual_diff_threshold=threshold, **limits)
 
 
 def _measured(strategy: Strategy, words: str) -> Preset:
     return Preset(strategy, "measured", words)
 
 
-def _published(threshold: float, words: str, most_hits: int = -1) -> Preset:
-    return Preset(_first_block(threshold, most_hits), "published", words)
+def _published(threshold: float, words: str, **limits: float) -> Preset:
+    return Preset(_first_block(threshold, **limits), "published", words)
 
 
-def _cautious(threshold: float, words: str = "First Block Cache below its default threshold") -> Preset:
-    return Preset(_first_block(threshold), "cautious", words)
+def _cautious(
+    threshold: float, words: str = "First Block Cache below its default threshold", **limits: float
+) -> Preset:
+    return Preset(_first_block(threshold, **limits), "cautious", words)
 
 
 def _of(visually_identical: Preset, balanced: Preset, fast: Preset) -> Mapping[str, Preset]:
@@ -85,6 +96,10 @@ def _of(visually_identical: Preset, balanced: Preset, fast: Preset) -> Mapping[s
 
 
 _FORECAST = "forecasts of the output, which need no blocks"
+_SOUND = "low, as the sound of others' cached runs suffered before the picture (sglang, issue 33828, on MiniMax-H3)"
+_OTHER_WAN = "below what is published for Wan's text and image to video"
+_H3 = {"max_consecutive_cache_hits": 2, "start_percent": 0.1, "end_percent": 0.95}  # of duckyshell's node
+_T8 = {"max_consecutive_cache_hits": 2, "start_percent": 0.1, "end_percent": 0.85}  # of T8's node
 
 PRESETS: Mapping[str, Mapping[str, Preset]] = {
     DEMO: _of(
@@ -109,6 +124,13 @@ PRESETS: Mapping[str, Mapping[str, Preset]] = {
         _cautious(0.06), _cautious(0.08), _published(0.12, "Comfy-WaveSpeed (SD 3.5 Large in fp8, 30 steps)")
     ),
     "Qwen-Image": _of(_cautious(0.06), _cautious(0.08), _published(0.2, "diffusers' documentation, as an example")),
+    "Qwen-Image 2.1": _of(
+        _published(0.03, "T8's block cache, for edits (1 image, 40 steps of which 6 were reused)", **_T8),
+        _cautious(0.06, "between what T8's block cache has for edits and for text to image", **_T8),
+        _published(
+            0.08, "T8's block cache (text to image, 25 steps, 1.6x on an RTX 4060 Ti; edits changed visibly)", **_T8
+        ),
+    ),
     "HunyuanVideo": _of(
         _published(0.06, "ParaAttention (its default; 30 steps, 129 frames at 720p, 1.6x on an L20)"),
         _published(0.1, "Comfy-WaveSpeed (fp8, 20 steps)"),
@@ -119,15 +141,19 @@ PRESETS: Mapping[str, Mapping[str, Preset]] = {
         _published(0.1, "Comfy-WaveSpeed (LTX-Video 2B 0.9.1, 30 steps)"),
         _published(0.2, "diffusers, pull request 11180 (3.3x; higher values blur)"),
     ),
-    "Wan 2.1 and 2.2": _of(
+    "LTX-2": _of(_cautious(0.04, _SOUND), _cautious(0.06, _SOUND), _cautious(0.08, _SOUND)),
+    "Wan 2.1 and 2.2, text or image to video": _of(
         _published(0.05, "diffusers, pull request 11180 (Wan 2.1 1.3B, 1.6x)"),
-        _published(0.1, "diffusers, pull request 11180 (Wan 2.1 1.3B, 2.5x)"),
+        _published(0.1, "mold, pull request 939 (Wan 2.2 14B, 20 steps, 1.85x on an RTX 4090; 0.05 reused nothing)"),
         _published(0.2, "diffusers, pull request 11180 (Wan 2.1 1.3B, 3.9x; higher values blur)"),
     ),
+    "Wan 2.1 and 2.2, other kinds": _of(
+        _cautious(0.05, _OTHER_WAN), _cautious(0.06, _OTHER_WAN), _cautious(0.08, _OTHER_WAN)
+    ),
     "MiniMax-H3": _of(
-        _published(0.04, "sglang, issue 33828 (50 steps, 1.5x, 28.8 dB)", most_hits=3),
-        _published(0.08, "sglang, issue 33828 (50 steps, 2.2x, 26.6 dB)", most_hits=3),
-        _published(0.12, "sglang, issue 33828 (50 steps, 2.6x, 25.3 dB)", most_hits=3),
+        _published(0.08, "duckyshell's FirstBlockCache, as safe (20 steps)", **_H3),
+        _published(0.1, "duckyshell's FirstBlockCache (its default; 20 steps, 1.44x to 1.49x on an RTX 5090)", **_H3),
+        _published(0.12, "duckyshell's FirstBlockCache, as aggressive (20 steps)", **_H3),
     ),
     "Mochi": _of(
         _cautious(0.01, "below the published threshold"),

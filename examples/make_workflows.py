@@ -13,8 +13,16 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 WORKFLOWS = HERE.parent / "example_workflows"
+NOTE = "note"
 WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", "COMFY_DYNAMICCOMBO_V3")
-COLUMN, GAP, ROW = 380, 50, 26  # pixels
+GAP, TITLE, ROW = 30, 30, 26  # pixels
+WIDTH, HEIGHT = 1750, 1100  # of a workflow: a window of 1440 x 900 then opens it at 0.61 of its size, readable
+NARROW, SHOWN = 270, 340  # of a column; of one with something that is drawn after a run
+SMALL = (  # nothing to set: collapsed to their titles
+    *("VAEDecode", "VAEDecodeAudio", "LTXVAudioVAEDecode", "CreateVideo", "ConditioningZeroOut"),
+    *("LTXVConcatAVLatent", "LTXVSeparateAVLatent"),
+)
+DRAWN = {"RefrainCacheReport": 430, "SaveImage": 400, "SaveVideo": 260, "MarkdownNote": 390}  # height
 
 
 def main() -> None:
@@ -44,7 +52,7 @@ def workflow(prompt: dict[str, Any], info: dict[str, Any], models: dict[str, Any
         _node(int(number), places[number], node, info[node["class_type"]], links, models)
         for number, node in prompt.items()
     ]
-    nodes.append(_note(len(prompt) + 1, note, prompt, models))
+    nodes.append(_note(len(prompt) + 1, places[NOTE], note, prompt, models))
     for order, node in enumerate(nodes):
         node["order"] = order
     return {
@@ -60,8 +68,10 @@ def workflow(prompt: dict[str, Any], info: dict[str, Any], models: dict[str, Any
 
 
 def inputs_of(info: dict[str, Any]) -> dict[str, list]:
-    """A node's inputs in the order of its widgets: name: [type, settings]."""
-    return {**info["input"].get("required", {}), **info["input"].get("optional", {})}
+    """A node's inputs in the order of its widgets: name: [type, settings]. Of several types the widget's counts."""
+    inputs = {**info["input"].get("required", {}), **info["input"].get("optional", {})}
+    widgets = {name: given[1].get("widgetType", given[0]) for name, given in inputs.items() if len(given) > 1}
+    return {name: [widgets.get(name, kind), *settings] for name, (kind, *settings) in inputs.items()}
 
 
 def is_link(kind: Any) -> bool:
@@ -82,29 +92,75 @@ def _links(prompt: dict[str, Any], info: dict[str, Any]) -> list[list]:
 
 
 def _places(prompt: dict[str, Any], info: dict[str, Any]) -> dict[str, tuple[list[int], list[int]]]:
-    """Position and size of each node: the column is how many nodes come before it."""
+    """Position and size of each node, and of the note: in columns as few and as low as they can be, in the order of a
+    run from left to right. Raises ValueError if they do not fit into a window.
+    """
 
-    def column(number: str) -> int:
+    def depth(number: str) -> int:
         sources = [value[0] for value in prompt[number]["inputs"].values() if isinstance(value, list)]
-        return 1 + max(map(column, sources), default=0)
+        return 1 + max(map(depth, sources), default=0)
 
-    places, bottoms = {}, {}
-    for number, node in prompt.items():
-        at = column(number)
-        top = bottoms.get(at, 60)
-        height = _height(node, info[node["class_type"]])
-        places[number] = ([at * (COLUMN + GAP) + GAP, top], [COLUMN, height])
-        bottoms[at] = top + height + 70
+    kinds = {NOTE: "MarkdownNote", **{number: node["class_type"] for number, node in prompt.items()}}
+    heights = {NOTE: DRAWN["MarkdownNote"]}
+    heights |= {number: _height(node, info[node["class_type"]]) for number, node in prompt.items()}
+    order = [NOTE, *sorted(prompt, key=depth)]
+    for most in (4, 5):
+        for lowest in range(500, HEIGHT + 1, 10):
+            columns = _columns(order, heights, lowest, most)
+            widths = [SHOWN if any(_draws(kinds[number]) for number in column) else NARROW for column in columns]
+            spare = WIDTH - sum(widths) - GAP * (len(widths) - 1)
+            if sum(map(len, columns)) == len(order) and spare >= 0:
+                wider = min(spare // len(widths), 60)
+                return _placed(columns, [width + wider for width in widths], heights)
+    raise ValueError(
+        f"{len(prompt)} nodes do not fit into {WIDTH} x {HEIGHT} pixels: collapse some, or make them smaller."
+    )
+
+
+def _columns(order: list[str], heights: dict[str, int], lowest: int, most: int) -> list[list[str]]:
+    """The nodes in order, in columns that end above this. What comes last may go back to where there is room."""
+    columns: list[list[str]] = [[]]
+
+    def has_room(column: list[str], number: str) -> bool:
+        return sum(heights[other] + TITLE + GAP for other in column) + TITLE + heights[number] <= lowest
+
+    for number in order:
+        if not has_room(columns[-1], number) and len(columns) < most:
+            columns.append([])
+        for column in reversed(columns) if len(columns) == most else columns[-1:]:
+            if has_room(column, number):
+                column.append(number)
+                break
+    return columns
+
+
+def _placed(
+    columns: list[list[str]], widths: list[int], heights: dict[str, int]
+) -> dict[str, tuple[list[int], list[int]]]:
+    places, left = {}, 40
+    for column, width in zip(columns, widths):
+        top = 60
+        for number in column:
+            places[number] = ([left, top], [width, heights[number]])
+            top += heights[number] + TITLE + GAP
+        left += width + GAP
     return places
 
 
+def _draws(kind: str) -> bool:
+    return kind.startswith("Refrain") or kind in DRAWN
+
+
 def _height(node: dict[str, Any], info: dict[str, Any]) -> int:
-    if node["class_type"] in ("RefrainCacheReport", "SaveImage", "SaveVideo"):
-        return 420
-    sockets = sum(isinstance(value, list) for value in node["inputs"].values())
-    typed = len(node["inputs"]) - sockets
-    text = 110 if node["class_type"] == "CLIPTextEncode" else 0
-    return 20 + ROW * (max(sockets, len(info["output"])) + typed) + text
+    if node["class_type"] in SMALL:
+        return 0
+    if node["class_type"] in DRAWN:
+        return DRAWN[node["class_type"]]
+    sockets = sum(is_link(kind) for kind, *_ in inputs_of(info).values())
+    typed = sum(not isinstance(value, list) for value in node["inputs"].values())
+    texts = sum(settings[0].get("multiline", False) for _, *settings in inputs_of(info).values() if settings)
+    strip = 146 if node["class_type"].startswith("Refrain") else 0
+    return 20 + 20 * max(sockets, len(info["output"])) + 25 * typed + 65 * texts + strip
 
 
 def _node(number: int, place: tuple, node: dict[str, Any], info: dict, links: list[list], models: dict) -> dict:
@@ -120,8 +176,8 @@ def _node(number: int, place: tuple, node: dict[str, Any], info: dict, links: li
         "id": number,
         "type": node["class_type"],
         "pos": place[0],
-        "size": place[1],
-        "flags": {},
+        "size": [place[1][0], max(26, place[1][1])],
+        "flags": {"collapsed": True} if node["class_type"] in SMALL else {},
         "order": 0,
         "mode": 0,
         "inputs": [{"name": name, "type": kinds[name][0], "link": entering[at]} for at, name in enumerate(sockets)],
@@ -146,15 +202,15 @@ def _typed(inputs: dict[str, Any], kinds: dict[str, list]) -> list[Any]:
     return values
 
 
-def _note(number: int, note: dict[str, Any], prompt: dict[str, Any], models: dict[str, Any]) -> dict:
+def _note(number: int, place: tuple, note: dict[str, Any], prompt: dict[str, Any], models: dict[str, Any]) -> dict:
     used = [value for node in prompt.values() for value in node["inputs"].values() if str(value) in models]
     files = "\n".join(f"- `models/{models[file]['directory']}/`[{file}]({models[file]['url']})" for file in used)
     text = f"## {note['title']}\n\n{note['text']}\n\n### Files\n\n{files}\n"
     return {
         "id": number,
         "type": "MarkdownNote",
-        "pos": [GAP, 60],
-        "size": [COLUMN, 620],
+        "pos": place[0],
+        "size": place[1],
         "flags": {},
         "order": 0,
         "mode": 0,

@@ -9,7 +9,7 @@ from comfy_api.latest import io
 
 from ..cache_core.adapters.comfyui import strategies_of
 from ..cache_core.strategy.strategy import Strategy
-from .compat import SEARCH_ALIASES, own_id, schema
+from .compat import KNOWS_ADVANCED, SEARCH_ALIASES, own_id, schema
 from .settings_node import settings_output, with_caches
 
 
@@ -47,7 +47,9 @@ def cache_node(strategy: type[Strategy]) -> type[io.ComfyNode]:
 
 def _input(setting: Field) -> Any:
     allowed, default = setting.metadata, setting.default
-    words = {"default": default, "tooltip": allowed["help"]}
+    words = {"default": default, "tooltip": allowed["help"], "optional": allowed["is_optional"]}
+    if KNOWS_ADVANCED:
+        words["advanced"] = not allowed["is_first"]
     if allowed["choices"]:
         return io.Combo.Input(setting.name, options=list(allowed["choices"]), **words)
     bounds = {"min": allowed["minimum"], "max": allowed["maximum"]}

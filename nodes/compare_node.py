@@ -9,20 +9,11 @@ import torch
 from comfy_api.latest import io, ui
 
 from ..cache_core.adapters.comfyui import strategies_of
-from ..cache_core.adapters.comfyui.sampling import (
-    SAMPLERS,
-    SCHEDULERS,
-    Rounds,
-    SamplerInputs,
-    TimedSamples,
-    decoded,
-    have_the_same_weights,
-    is_video,
-)
-from ..cache_core.compare.layouts import in_columns
-from ..cache_core.compare.side_by_side import FEWER_STEPS, Sampled, SideBySide, described, rows, table
+from ..cache_core.adapters.comfyui.sampling import SAMPLERS, SCHEDULERS, SamplerInputs
+from ..cache_core.compare.layouts import against_fewer_steps
+from ..cache_core.compare.side_by_side import rows, table
 from ..cache_core.strategy.setting import counted
-from . import runs
+from .comparing import Comparison
 from .compat import schema
 from .inputs import check_inputs
 
@@ -32,8 +23,10 @@ ALREADY_CACHED = (
     "The model samples with {}, so there would be no uncached picture to compare with. Connect the model as it is "
     "before the cache node to the input model, and the cache node's output to cached_1."
 )
-NO_CACHE = "it has no Refrain cache and was sampled as it is"
-OTHER_WEIGHTS = "its weights are not those of the uncached model, so the picture differs for that reason too"
+IMAGES = (
+    "The pictures in full size: the uncached one, then each cache's, then those of fewer steps. Of a batch the first "
+    "picture of each, of a video the middle frame, as on the sheet."
+)
 MEASURED = "Seconds are of sampling alone, with the models loaded before. PSNR and SSIM are to the uncached picture"
 
 
@@ -56,7 +49,8 @@ class CompareSettings(io.ComfyNode):
             ],
             outputs=[
                 io.Image.Output(display_name="comparison", tooltip="Pictures, differences and numbers on one sheet."),
-                io.String.Output(display_name="table", tooltip="The numbers as aligned text."),
+                io.String.Output(display_name="table", tooltip="The numbers and verdicts as aligned text."),
+                io.Image.Output(display_name="images", tooltip=IMAGES),
             ],
             is_output_node=True,
             search_aliases=["compare", "A/B", "benchmark", "PSNR", "SSIM", "Refrain", "cache"],
@@ -68,14 +62,16 @@ class CompareSettings(io.ComfyNode):
         models = [inputs.pop(name) for name in CACHED if inputs.get(name) is not None]
         sampler = SamplerInputs(**{name: value for name, value in inputs.items() if name not in CACHED})
         _check(model, models)
-        compared = _compare(model, models, steps, sampler, vae)
-        measured = f"{MEASURED}{_of_how_many(len(compared.uncached.pictures), compared.shown > 0)}."
+        comparison = Comparison(model, models, steps, sampler, vae)
+        compared = comparison.run()
+        measured = f"{MEASURED}{comparison.of_how_many}."
         method = f"{sampler.sampler_name}, {sampler.scheduler}"
         title = f"{counted(steps, 'step')}, {method}, cfg {sampler.cfg:g}, seed {sampler.seed}"
-        picture = _as_image(in_columns(compared, title, measured))
+        picture = _as_image(against_fewer_steps(compared, title, measured))
         text = f"{table(compared.runs)}\n{measured}"
         shown = {"refrain_comparison": [{"rows": rows(compared.runs), "measured": measured}], "text": [text]}
-        return io.NodeOutput(picture, text, ui={**ui.PreviewImage(picture, cls=cls).as_dict(), **shown})
+        images = compared.pictures.movedim(1, -1).contiguous()
+        return io.NodeOutput(picture, text, images, ui={**ui.PreviewImage(picture, cls=cls).as_dict(), **shown})
 
 
 def _sampler_inputs() -> list[Any]:
@@ -107,59 +103,6 @@ def _check(model: Any, models: Sequence[Any]) -> None:
     active = [strategy.title for strategy in strategies_of(model) if not strategy.is_off]
     if active:
         raise ValueError(ALREADY_CACHED.format(" and ".join(active)))
-
-
-def _compare(model: Any, models: Sequence[Any], steps: int, sampler: SamplerInputs, vae: Any) -> SideBySide:
-    """Sample everything, then decode everything: a VAE in between might push a model off the device."""
-    rounds = Rounds(model, sampler, expected=1 + steps + len(models) * (2 * steps - 1))
-    rounds.load([model, *models], steps)
-    reference = rounds.run(model, steps)
-    of_caches = [_cached_run(rounds, other, steps) for other in models]
-    counts = [max(1, round(steps * run.seconds / reference.seconds)) for run, _ in of_caches]
-    wanted = sorted({count for count in counts if count < steps})
-    rounds.expect(sum(wanted))
-    fewer = {count: rounds.run(model, count) for count in wanted}
-
-    def sampled(run: TimedSamples, name: str, used: str, steps: int, share: float | None, note: str = "") -> Sampled:
-        return Sampled(name, used, steps, run.seconds, share, decoded(vae, run.samples), note)
-
-    uncached = sampled(reference, "Uncached", "", steps, 1.0)
-    cached = [
-        sampled(run, *_words_of(other), steps, *_told_by(report, other, model)).judged(uncached)
-        for other, (run, report) in zip(models, of_caches)
-    ]
-    twins = {
-        count: sampled(run, FEWER_STEPS, "", count, count / steps).judged(uncached) for count, run in fewer.items()
-    }
-    shown = len(uncached.pictures) // 2 if is_video(reference.samples) else 0
-    return SideBySide(uncached, cached, [twins.get(count) for count in counts], shown)
-
-
-def _cached_run(rounds: Rounds, model: Any, steps: int) -> tuple[TimedSamples, dict[str, Any] | None]:
-    """A run and its report, looked up at once: another run might make the same latent."""
-    run = rounds.run(model, steps)
-    told = runs.run_of(run.samples) if strategies_of(model) else None
-    return run, told.report if told else None
-
-
-def _words_of(model: Any) -> tuple[str, str]:
-    return described(strategies_of(model)) if strategies_of(model) else ("No Refrain cache", "")
-
-
-def _told_by(report: dict[str, Any] | None, model: Any, uncached: Any) -> tuple[float | None, str]:
-    """What a run computed, by its own report, and what there is to say of it."""
-    notes = [] if have_the_same_weights(model, uncached) else [OTHER_WEIGHTS]
-    if report is None:
-        return None, "; ".join([NO_CACHE, *notes])
-    totals = report["totals"]
-    nothing_reused = [] if totals["reused"] + totals["forecast"] else [report["summary"]]
-    return totals["computed_share"], "; ".join([*nothing_reused, *notes, *report["notes"]])
-
-
-def _of_how_many(pictures: int, is_video: bool) -> str:
-    if pictures == 1:
-        return ""
-    return f", of all {pictures} " + ("frames; the middle one is shown" if is_video else "pictures; the first is shown")
 
 
 def _as_image(sheet: Any) -> torch.Tensor:

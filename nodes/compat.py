@@ -9,14 +9,27 @@ from typing import Any
 from comfy_api.latest import io
 
 CATEGORY = "Refrain"
-SEARCH_ALIASES = ["cache", "speed up", "faster", "accelerate", "Refrain"]
+SPEED_WORDS = [
+    "speed up",
+    "speedup",
+    "speed",
+    "faster",
+    "accelerate",
+    "acceleration",
+    "optimize",
+    "optimization",
+    "performance",
+]
+SEARCH_ALIASES = ["cache", *SPEED_WORDS, "Refrain"]
+
+KNOWS_ADVANCED = "advanced" in inspect.signature(io.Int.Input.__init__).parameters  # older ones show all inputs
 
 _KNOWN = set(inspect.signature(io.Schema).parameters)
 
 
 def schema(**settings: Any) -> io.Schema:
     """An io.Schema without the keywords that this ComfyUI does not know; one of those would unload the whole pack."""
-    settings = {"category": CATEGORY, "search_aliases": SEARCH_ALIASES} | settings
+    settings = {"category": CATEGORY} | settings
     return io.Schema(**{name: value for name, value in settings.items() if name in _KNOWN})
 
 

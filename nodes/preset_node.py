@@ -9,9 +9,11 @@ from comfy_api.latest import io
 from ..cache_core.adapters.comfyui import strategies_of
 from ..cache_core.adapters.comfyui.families import class_of, family_of
 from ..cache_core.presets import BALANCED, QUALITIES, TOO_FEW_STEPS, choose
-from .compat import own_id, schema
+from .compat import KNOWS_ADVANCED, SPEED_WORDS, own_id, schema
 from .inputs import check_inputs
 from .settings_node import settings_output, with_caches
+
+KNOWN_CACHES = ["TeaCache", "EasyCache", "FBCache", "First Block Cache", "WaveSpeed", "MagCache", "TaylorSeer"]
 
 
 class CachePreset(io.ComfyNode):
@@ -22,24 +24,27 @@ class CachePreset(io.ComfyNode):
         return schema(
             node_id="RefrainCachePreset",
             display_name="Cache Preset",
-            description="Chooses a cache and its settings by the kind of model and the number of steps, and says why: "
-            "measured here, published by others, or a cautious choice. Connect it last, right before the sampler.",
+            description="Makes sampling faster. Chooses a cache and its settings by the kind of model and the number "
+            "of steps, and says why: measured here, published by others, or a cautious choice. Connect it last, right "
+            "before the sampler.",
             inputs=[
                 io.Model.Input("model", tooltip="The model to make faster, after LoRAs and other patches."),
                 io.Combo.Input(
                     "quality",
                     options=list(QUALITIES),
                     default=BALANCED,
-                    tooltip="What you wish for: 'visually identical' is the most careful preset, 'fast' the boldest, "
-                    "'balanced' in between. The output choice says how near it comes to that. Usual: 'balanced'.",
+                    tooltip="Faster, or closer to the uncached picture. What you wish for: 'visually identical' is the "
+                    "most careful preset, 'fast' the boldest, 'balanced' in between. The output choice says how near "
+                    "it comes to that. Usual: 'balanced'.",
                 ),
                 io.Int.Input(
                     "steps",
-                    default=20,
-                    min=1,
+                    default=0,
+                    min=0,
                     max=10000,
-                    tooltip=f"The steps of the sampler. Higher leaves more to reuse. With {TOO_FEW_STEPS} or fewer "
-                    "there is nothing to reuse, and the model is handed on without a cache. Usual: 20 to 50.",
+                    tooltip=f"Usual: 0, which reads the steps from the run. Higher says them beforehand: up to "
+                    f"{TOO_FEW_STEPS} the model is handed on without a cache.",
+                    **({"advanced": True} if KNOWS_ADVANCED else {}),
                 ),
             ],
             outputs=[
@@ -50,12 +55,12 @@ class CachePreset(io.ComfyNode):
             hidden=[io.Hidden.unique_id],
             not_idempotent=True,  # or two nodes with the same inputs would share one id
             has_intermediate_output=True,  # what it says is sent again where its result is taken over
-            search_aliases=["preset", "auto cache", "TeaCache", "FBCache", "cache", "Refrain"],
+            search_aliases=[*SPEED_WORDS, *KNOWN_CACHES, "preset", "auto cache", "cache", "Refrain"],
         )
 
     @classmethod
     def execute(cls, model: Any, quality: str, steps: int) -> io.NodeOutput:
         check_inputs(cls, model=model, quality=quality, steps=steps)
         choice = choose(family_of(model), quality, steps, class_of(model))
-        cached = with_caches(model, [choice.strategy] if choice.strategy else [], own_id(cls))
+        cached = with_caches(model, [choice.strategy] if choice.strategy else [], own_id(cls), steps)
         return io.NodeOutput(cached, strategies_of(cached), choice.words, ui={"text": [choice.words]})

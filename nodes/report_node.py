@@ -35,6 +35,7 @@ class CacheReport(io.ComfyNode):
             hidden=[io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo],
             not_idempotent=True,  # or two reports of the same samples would share one id
             is_output_node=True,
+            search_aliases=["report", "log", "statistics", "cache", "Refrain"],
         )
 
     @classmethod

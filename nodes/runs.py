@@ -31,11 +31,25 @@ class ShownRun:
     began: float = field(default_factory=time.time)  # seconds since 1970
     latent: str | None = None  # fingerprint of the result; None before the end, and of a run that was cancelled
     shown_by: tuple[str, ...] = ()  # ids of Cache Report nodes
+    browser: Announcer | None = None  # that queued it
+    speed_up: float | None = None  # against an uncached run beside it, where there was one
 
     @property
     def report(self) -> dict[str, Any]:
         """Everything known, ready for JSON."""
-        return self.progress.so_far()
+        return self._told()
+
+    def was_measured(self, speed_up: float) -> None:
+        """It took so much less time than an uncached run beside it: say that, not what its own calls let expect."""
+        self.speed_up = speed_up
+        if self.browser is not None:
+            self.browser.ended()
+
+    def _told(self, first: int = 0) -> dict[str, Any]:
+        told = self.progress.so_far(first)
+        if self.speed_up is not None:
+            told["totals"]["speed_up"] = self.speed_up
+        return told
 
     def as_dict(self, first: int = 0) -> dict[str, Any]:
         """Ready for JSON; of the model calls, those from number `first` on."""
@@ -48,7 +62,7 @@ class ShownRun:
             "nodes": [owner for owner in dict.fromkeys(self.progress.owners) if owner],
             "shown_by": list(self.shown_by),
             "first": first,
-            "report": self.progress.so_far(first),
+            "report": self._told(first),
         }
 
 
@@ -80,7 +94,8 @@ def watch(report: Report) -> Watched:
     context, prompt_id = get_executing_context(), current_prompt()
     run = ShownRun(report, prompt_id, context.node_id if context else None, workflow_of(prompt_id))
     _RUNS.append(run)
-    return Watched(run, announcer(run.as_dict))
+    run.browser = announcer(run.as_dict)
+    return Watched(run, run.browser)
 
 
 def run_of(latent: Any) -> ShownRun | None:

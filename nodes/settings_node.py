@@ -10,22 +10,26 @@ from comfy_api.latest import io
 from ..cache_core.adapters.comfyui import with_cache
 from ..cache_core.strategy.strategy import Strategy
 from . import runs
-from .compat import own_id, schema
+from .compat import SEARCH_ALIASES, own_id, schema
 from .inputs import check_inputs
 
 SETTINGS = io.Custom("REFRAIN_SETTINGS")  # a tuple of strategies
-SETTINGS_TOOLTIP = "The caches of this model, for Apply Cache Settings: to give another model the same ones."
+SETTINGS_NAME = "settings for another model"
+FROM = f"From the output '{SETTINGS_NAME}' of a cache node or of Cache Preset."
+SETTINGS_TOOLTIP = (
+    "For Apply Cache Settings: makes another model faster in the same way, such as the second one of Wan 2.2."
+)
 
 
 def settings_output() -> Any:
     """The output that a cache node has for Apply Cache Settings."""
-    return SETTINGS.Output(display_name="settings", tooltip=SETTINGS_TOOLTIP)
+    return SETTINGS.Output(display_name=SETTINGS_NAME, tooltip=SETTINGS_TOOLTIP)
 
 
-def with_caches(model: Any, strategies: Sequence[Strategy], node_id: str) -> Any:
-    """The model with these caches, whose runs this node shows; the model as it is if there are none."""
+def with_caches(model: Any, strategies: Sequence[Strategy], node_id: str, steps: int = 0) -> Any:
+    """The model with these caches, chosen for so many steps (0: any), whose runs this node shows; as it is without."""
     for strategy in strategies:
-        model = with_cache(model, strategy, watch=runs.watch, owner=node_id)
+        model = with_cache(model, strategy, watch=runs.watch, owner=node_id, steps=steps)
     return model
 
 
@@ -37,14 +41,15 @@ class ApplySettings(io.ComfyNode):
         return schema(
             node_id="RefrainApplySettings",
             display_name="Apply Cache Settings",
-            description="Gives a model the caches of another cache node, so that one node sets several models, such as "
-            "the two experts of Wan 2.2. The models share settings, not what is stored while they run. Connect it "
-            "last, right before the sampler.",
+            description="Makes a second model faster. Gives it the caches of another cache node, so that one node sets "
+            "several models, such as the two of Wan 2.2. The models share settings, not what is stored while they run. "
+            "Connect it last, right before the sampler.",
             inputs=[
                 io.Model.Input("model", tooltip="The model to make faster, after LoRAs and other patches."),
-                SETTINGS.Input("settings", tooltip="From the settings output of a cache node or of Cache Preset."),
+                SETTINGS.Input("settings", tooltip=FROM),
             ],
             outputs=[io.Model.Output(display_name="model", tooltip="The same model, sampling with these caches.")],
+            search_aliases=["second model", "Wan 2.2", *SEARCH_ALIASES],
             hidden=[io.Hidden.unique_id],
             not_idempotent=True,  # or two nodes with the same inputs would share one id
         )

@@ -4,7 +4,6 @@ import itertools
 import time
 from collections.abc import Iterator
 from statistics import fmean
-from typing import Self
 
 import torch
 
@@ -26,7 +25,7 @@ class LossLog:
         self.unprinted: list[float] = []
         self.printed_at = time.monotonic()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "LossLog":
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -1,6 +1,8 @@
 """How close pictures are to a reference: PSNR and SSIM, on pictures (..., 3, height, width) in 0..1."""
 
 import math
+from collections.abc import Iterable
+from statistics import fmean
 
 import torch
 from torch import Tensor
@@ -24,6 +26,16 @@ def ssim(pictures: Tensor, reference: Tensor) -> float:
     x, y = (tensor.float().reshape(-1, *size) for tensor in (pictures, reference))  # (channels, height, width)
     total = sum(_similarity(*channel) for channel in zip(x, y, strict=True))  # one by one: it bounds the memory
     return total / len(x)
+
+
+def closeness(pictures: Iterable[Tensor], reference: Iterable[Tensor]) -> tuple[float, float]:
+    """PSNR in dB and SSIM of all pictures together, one by one: of each side one (3, height, width) is at hand."""
+    errors, similarities = [], []
+    for picture, other in zip(pictures, reference, strict=True):
+        errors.append((picture.float() - other.float()).square().mean(dtype=torch.double).item())
+        similarities.append(ssim(picture, other) if errors[-1] else 1.0)
+    error = fmean(errors)
+    return math.inf if error == 0 else -10 * math.log10(error), fmean(similarities)
 
 
 def _similarity(x: Tensor, y: Tensor) -> float:

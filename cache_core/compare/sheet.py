@@ -2,14 +2,16 @@
 
 import re
 from collections.abc import Sequence
+from itertools import zip_longest
 from typing import NamedTuple
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-_PAPER, _INK, _GREY = "#faf9f6", "#1f2328", "#6a7079"
-_LARGEST = 768  # pixels: above this, four pictures in a row make a sheet that is no pleasure to open
+_PAPER, _INK, _GREY = "#1b1d21", "#f1eee8", "#a3a8b0"  # dark, like ComfyUI's page
+TONES = {"good": "#5fd38d", "unsure": "#f0d95a", "bad": "#ff8a4c", "": _INK}
+_LARGEST = 512  # pixels: above this, four pictures in a row make a sheet that is no pleasure to open
 _WIDTH = 256  # pixels of a picture for which the sizes below are made; larger pictures have larger words
 _MARGIN, _GAP, _LABEL_WIDTH = 32, 12, 260
 _TITLE, _NAME, _TEXT = 28, 20, 15
@@ -21,6 +23,8 @@ class Label(NamedTuple):
     name: str = ""
     settings: str = ""
     summary: str = ""
+    verdict: str = ""
+    tone: str = ""  # of the verdict: a key of TONES
 
 
 Sheet = Image.Image
@@ -40,23 +44,27 @@ class _Row(NamedTuple):
     has_pictures: bool
 
 
-def draw(title: str, rows: Sequence[Sequence[Cell]], subtitle: str = "", smallest: int = 144) -> Sheet:
+def draw(
+    title: str, rows: Sequence[Sequence[Cell]], subtitle: str = "", smallest: int = 144, words: float = 1.0
+) -> Sheet:
     """The sheet. Words beside pictures stand at half their height, words in a row of their own on its lower edge.
 
     Pictures whose shorter side has fewer pixels than `smallest` are enlarged by a whole number, very large ones shrunk.
+    `words` makes the words larger, against the pictures. Words that end a short row have all the width that is left.
     """
     size = _displayed(next(cell for row in rows for cell in row if _is_picture(cell)), smallest)
     scale = max(1.0, size[0] / _WIDTH)
     margin, gap = round(_MARGIN * scale), round(_GAP * scale)
-    columns = [size[0] if any(map(_is_picture, cells)) else round(_LABEL_WIDTH * scale) for cells in zip(*rows)]
+    scale *= words
+    columns = [size[0] if any(map(_is_picture, cells)) else round(_LABEL_WIDTH * scale) for cells in zip_longest(*rows)]
     lefts = [margin + sum(columns[:index]) + gap * index for index in range(len(columns))]
     right = lefts[-1] + columns[-1]
     head = _wrapped(title, round(_TITLE * scale), _INK, right - margin)
     head += _wrapped(subtitle, round(_TEXT * scale), _GREY, right - margin)
-    made = [_row(cells, columns, size[1], scale) for cells in rows]
+    made = [_row(cells, [*columns[: len(cells) - 1], right - lefts[len(cells) - 1]], size[1], scale) for cells in rows]
     made[1:] = [row if row.has_pictures else row._replace(height=row.height + 2 * gap) for row in made[1:]]
 
-    top = margin + _height(head) + 2 * gap
+    top = margin + _height(head) + gap
     sheet = Image.new("RGB", (right + margin, top + sum(row.height + gap for row in made) - gap + margin), _PAPER)
     _write(sheet, margin, margin, head)
     for row in made:
@@ -100,10 +108,13 @@ def _resized(image: Image.Image, size: tuple[int, int]) -> Image.Image:
 
 
 def _lines(label: Label, scale: float, width: int) -> list[_Line]:
+    space = [_Line("", round(_TEXT * scale / 2), _INK)] if label.verdict else []
     return [
         *_wrapped(label.name, round(_NAME * scale), _INK, width),
         *_wrapped(label.settings, round(_TEXT * scale), _GREY, width),
         *_wrapped(label.summary, round(_TEXT * scale), _INK, width),
+        *space,
+        *_wrapped(label.verdict, round(_NAME * scale), TONES[label.tone], width),
     ]
 
 

@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..strategy.strategy import Strategy
-from .quality import psnr, ssim
+from .quality import closeness
+from .verdict import Verdict
 
 FEWER_STEPS = "Fewer steps, no cache"
 _HEADER = ("method", "steps", "computed", "seconds", "speed-up", "PSNR dB", "SSIM")
@@ -25,8 +27,9 @@ class Sampled:
     steps: int
     seconds: float
     computed_share: float | None  # 0..1 of the uncached run's work; None if nobody counted
-    pictures: Tensor  # (pictures or frames, 3, height, width) in 0..1
+    pictures: Tensor  # (pictures, 3, height, width) in 0..1: those to show
     note: str = ""
+    verdict: Verdict | None = None  # of a cache
     psnr: float = math.inf  # dB
     ssim: float = 1.0
 
@@ -36,9 +39,8 @@ class Sampled:
         return self.psnr == math.inf
 
     def judged(self, reference: Sampled) -> Sampled:
-        """The same run, with its closeness to this one."""
-        decibels = psnr(self.pictures, reference.pictures)
-        similarity = ssim(self.pictures, reference.pictures) if decibels < math.inf else 1.0
+        """The same run, with its closeness to this one, by the pictures to show."""
+        decibels, similarity = closeness(self.pictures, reference.pictures)
         return replace(self, psnr=decibels, ssim=similarity)
 
     def speed_up(self, uncached: Sampled) -> float:
@@ -48,18 +50,23 @@ class Sampled:
 
 @dataclass(frozen=True)
 class SideBySide:
-    """The runs of one comparison. `twins[i]`: uncached, with as many steps as take the time of `cached[i]`, if any."""
+    """The runs of one comparison. `twins[i]`: uncached, with the fewer steps that `cached[i]` is judged by, if any."""
 
     uncached: Sampled
     cached: Sequence[Sampled]
     twins: Sequence[Sampled | None]
-    shown: int = 0  # which of the pictures is on the sheet; the numbers are of all
 
     @property
     def runs(self) -> list[Sampled]:
         """The uncached one, then each cached one and its twin."""
         pairs = zip(self.cached, self.twins, strict=True)
         return [self.uncached, *(run for pair in pairs for run in pair if run is not None)]
+
+    @property
+    def pictures(self) -> Tensor:
+        """One of each run, (runs, 3, height, width): the uncached one, all caches in turn, then their twins in turn."""
+        runs = [self.uncached, *self.cached, *filter(None, self.twins)]
+        return torch.stack([run.pictures[0] for run in runs])
 
 
 def rows(runs: Sequence[Sampled]) -> list[dict[str, Any]]:
@@ -68,14 +75,21 @@ def rows(runs: Sequence[Sampled]) -> list[dict[str, Any]]:
 
 
 def table(runs: Sequence[Sampled]) -> str:
-    """The rows as aligned plain text, and what there is to say of them."""
+    """The rows as aligned plain text, the verdicts, and what else there is to say."""
+    verdicts = [f"{_titled(run.name, run.settings)}: {run.verdict.text}" for run in runs if run.verdict]
     notes = [f"{run.name}: {run.note}" for run in runs if run.note]
-    return "\n".join([aligned([_HEADER, *map(_cells, rows(runs))]), *notes])
+    return "\n".join([aligned([_HEADER, *map(_cells, rows(runs))]), *verdicts, *notes])
 
 
 def described(strategies: Sequence[Strategy]) -> tuple[str, str]:
     """The strategies' names; and the first of their settings, with those that are not as they come."""
     return " + ".join(strategy.title for strategy in strategies), "; ".join(map(_settings, strategies))
+
+
+def instead_of(run: Sampled, others: Sequence[Sampled]) -> str:
+    """Which cache fewer steps answer, in words; with its settings where another has the same name."""
+    is_alone = [other.name for other in others].count(run.name) == 1
+    return f"instead of {run.name}" if is_alone else f"instead of {run.name}, {run.settings}"
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> str:
@@ -94,6 +108,8 @@ def _row(run: Sampled, uncached: Sampled) -> dict[str, Any]:
         "speed_up": run.speed_up(uncached),
         "psnr": None if run.is_identical else run.psnr,  # JSON knows no infinity
         "identical": run.is_identical,
+        "verdict": run.verdict and run.verdict.text,
+        "outcome": run.verdict and run.verdict.outcome,
     }
 
 
@@ -103,10 +119,14 @@ def _settings(strategy: Strategy) -> str:
     return ", ".join(f"{item.name} {getattr(strategy, item.name)}" for item in told)
 
 
+def _titled(name: str, settings: str) -> str:
+    return f"{name} ({settings})" if settings else name
+
+
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:
     share, decibels = row["computed_share"], row["psnr"]
     return (
-        f"{row['name']} ({row['settings']})" if row["settings"] else row["name"],
+        _titled(row["name"], row["settings"]),
         str(row["steps"]),
         "-" if share is None else f"{share:.0%}",
         f"{row['seconds']:.2f}",

@@ -51,21 +51,19 @@ def methods() -> list[Method]:
 def sampled(
     sample: Sample, methods: Sequence[Method], prompts: Sequence[str], progress: Callable[[], None]
 ) -> list[Sampled]:
-    """One run for each method: picture by picture, prompt number n with seed n. The first method is the uncached one.
+    """One run for each method. Prompt number n has seed n. The first method is the uncached one.
 
+    Each picture is made by all methods before the next, so that a machine that gets slower does so for all of them.
     `progress` is called after each picture.
     """
     sample(methods[0], prompts[0], len(prompts))  # warm up: it loads the model, and the first call is slower
-    uncached: list[Sampled] = []
-    runs = []
-    for method in methods:
-        made = []
-        for seed, prompt in enumerate(prompts):
-            made.append(sample(method, prompt, seed))
+    made: list[list[Sampled]] = []  # of each prompt, by all methods
+    for seed, prompt in enumerate(prompts):
+        made.append([])
+        for method in methods:
+            made[-1].append(sample(method, prompt, seed))
             progress()
-        uncached = uncached or made
-        runs.append(_together([run.judged(reference) for run, reference in zip(made, uncached)]))
-    return runs
+    return [_together([run.judged(of_all[0]) for run, of_all in zip(runs, made)]) for runs in zip(*made)]
 
 
 def _together(runs: Sequence[Sampled]) -> Sampled:

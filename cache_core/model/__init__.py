@@ -5,6 +5,7 @@ from .chains import BlockPlan, Chain, block_lists
 from .compiled import INSIDE, Compilation, method_of, own_name, uncompiled
 from .hooks import Around, Forward, Hook, HookRegistry, collecting
 from .lesson import ChainStreams, Lesson
+from .parts import parts_in, parts_of
 from .rehearsal import Stage, rehearse
 from .structure import Structure, flattened, is_feature, tensors_in
 from .work import Work
@@ -12,5 +13,6 @@ from .work import Work
 __all__ = [
     "Around", "BlockPlan", "Chain", "ChainStreams", "Compilation", "Forward", "Hook", "HookRegistry", "INSIDE",
     "Lesson", "Stage", "Structure", "Work", "block_lists", "collecting", "flattened", "is_attention", "is_feature",
-    "kind_of", "kind_of_operation", "method_of", "own_name", "rehearse", "tensors_in", "uncompiled",
+    "kind_of", "kind_of_operation", "method_of", "own_name", "parts_in", "parts_of", "rehearse", "tensors_in",
+    "uncompiled",
 ]  # fmt: skip

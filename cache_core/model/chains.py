@@ -40,6 +40,7 @@ class BlockPlan:
     chains: tuple[Chain, ...] = ()
     notes: tuple[str, ...] = ()
     runs_first: bool = False  # the first block always runs: it prepares something that the model needs further on
+    parts: tuple[Any, ...] = ()  # `Part`s of the latent that are tested by themselves, where a strategy asks for it
 
     def without(self, chains: Collection[Chain], why: str) -> BlockPlan:
         """The plan in which these always run."""

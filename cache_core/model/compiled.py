@@ -27,6 +27,11 @@ def uncompiled(module: nn.Module) -> nn.Module:
     return module
 
 
+def is_compiled(module: nn.Module) -> bool:
+    """Whether this very module is what torch.compile(module) or module.compile() made."""
+    return module is not uncompiled(module) or getattr(module, CALL, None) is not None
+
+
 def own_name(name: str) -> str:
     """A dotted name as it would be if nothing were compiled."""
     return ".".join(part for part in name.split(".") if part != INSIDE)

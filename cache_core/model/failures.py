@@ -16,6 +16,13 @@ def is_out_of_memory(error: BaseException) -> bool:
     return is_plain and any(words in str(error).lower() for words in _OUT_OF_MEMORY)
 
 
+def give_back(device: torch.device) -> None:
+    """Let the device have the memory that PyTorch keeps there for later."""
+    backend = getattr(torch, device.type, None)
+    if hasattr(backend, "empty_cache"):
+        backend.empty_cache()
+
+
 def is_of_the_device(error: BaseException) -> bool:
     """Whether memory ran out or the device itself failed, then perhaps in something it was asked long before."""
     if isinstance(error, _OF_THE_DEVICE) or is_out_of_memory(error):

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
-from ..strategy.tensors import Features
+from ..strategy.tensors import Features, sampled_tokens
 from .chains import BlockPlan, Chain, block_lists, weights_in
 from .compiled import method_of
 from .hooks import Forward, Hook
@@ -24,22 +24,31 @@ NO_CHAIN = "most of the model is no chain of blocks; it may be a U-Net"
 
 @dataclass(frozen=True)
 class ChainStreams:
-    """The streams of one chain in the call that was learned from; copies."""
+    """The streams of one chain in the call that was learned from: copies of what was asked for, None of the rest."""
 
-    entered: tuple[Tensor, ...]
+    given: tuple[Tensor, ...]  # what entered, as shapes and types: on the meta device
+    seen: tuple[Tensor, ...]  # some tokens of it
+    entered: tuple[Tensor | None, ...]
     after_first: tuple[Tensor | None, ...]
     left: Features  # those that leave the chain
 
 
 class Lesson:
-    """Watches one ordinary call of a model. Put `lesson.watching()` on it, then ask for `lesson.plan()`."""
+    """Watches one ordinary call of a model. Put `lesson.watching()` on it, then ask for `lesson.plan()`.
 
-    def __init__(self, model: nn.Module, methods: Mapping[str, str], is_compiled: bool = False) -> None:
-        self.model, self.methods, self.is_compiled = model, methods, is_compiled
+    `starts` says where residuals will start: "entered", "after first" or both. If there is none, nothing is copied.
+    """
+
+    def __init__(
+        self, model: nn.Module, methods: Mapping[str, str], is_compiled: bool = False, starts: Collection[str] = ()
+    ) -> None:  # fmt: skip
+        self.model, self.methods, self.is_compiled, self.starts = model, methods, is_compiled, starts
         self.lists = dict(block_lists(model))
         self.returned: list[Any] = []  # by the model
         self.runs: dict[str, list[BlockRun]] = {}  # of the blocks of each list, in the order in which lists begin
-        self.took: dict[str, dict[Path, Tensor]] = {}  # copies, by list: what the first block took and passes on
+        self.given: dict[str, dict[Path, Tensor]] = {}  # by list: what the first block took, without its values
+        self.seen: dict[str, dict[Path, Tensor]] = {}  # copies of some of its tokens
+        self.took: dict[str, dict[Path, Tensor]] = {}  # copies of all of it
         self.gave: dict[tuple[str, int], dict[Path, Tensor]] = {}  # copies: what the first and the last block gave
         self._used: set[str] = set()  # lists something of which ran, be it not through the blocks' forward
         self._running: list[str] = []
@@ -77,12 +86,28 @@ class Lesson:
             return BlockPlan(notes=(NO_CHAIN,) if plan.chains else plan.notes)
         return plan
 
+    @property
+    def ran_in_turns(self) -> bool:
+        """Whether blocks that are most of the model ran several times each, one block after the other.
+
+        As for a prefix of text and reference tokens, and then for the picture, in the first call of a prompt.
+        """
+        in_use = sum(sum(map(weights_in, self.lists[name].values())) for name in self._used)
+        for name, runs in self.runs.items():
+            count, rest = divmod(len(runs), len(self.lists[name]))
+            in_turns = [index for index in range(len(self.lists[name])) for _ in range(count)]
+            if count > 1 and not rest and [run.index for run in runs] == in_turns:
+                return sum(map(weights_in, self.lists[name].values())) >= LEAST_OF_MODEL * in_use
+        return False
+
     def streams_of(self, chain: Chain) -> ChainStreams:
         """What went through this chain."""
-        took, first = self.took[chain.name], self.gave[chain.name, 0]
-        last = self.gave[chain.name, len(chain.blocks) - 1]
+        name, takes = chain.name, chain.wirings[0].takes
+        first, last = self.gave.get((name, 0), {}), self.gave[name, len(chain.blocks) - 1]
         return ChainStreams(
-            entered=tuple(took[path] for path in chain.wirings[0].takes),
+            given=tuple(self.given[name][path] for path in takes),
+            seen=tuple(self.seen[name][path] for path in takes),
+            entered=tuple(self.took[name].get(path) for path in takes),
             after_first=tuple(first.get(path) for path in chain.wirings[0].gives),
             left=tuple(last[chain.wirings[-1].gives[stream]] for stream in chain.ends),
         )
@@ -97,7 +122,8 @@ class Lesson:
         run = BlockRun(index, self._running[-1] if self._running else None, tensors_in((args, kwargs)))
         for before in runs[-1:]:
             run.link(before)
-        took = copies_of(run.took) if is_first else {}
+        if is_first and self.starts:
+            self._begin(name, run.took)
         self._running.append(name)
         try:
             output = forward(*args, **kwargs)
@@ -106,13 +132,21 @@ class Lesson:
         for before in runs[-1:]:
             before.forget()
         run.give(output)
-        if is_first:
+        if is_first and self.starts:
             passed_on = set(run.kinds_given.values())
-            self.took[name] = {path: copy for path, copy in took.items() if run.kinds_taken[path] in passed_on}
-        if is_first or is_last:
+            took = self.took[name].items()
+            self.took[name] = {path: copy for path, copy in took if run.kinds_taken[path] in passed_on}
+        if self.starts and (is_last or (is_first and "after first" in self.starts)):
             self.gave[name, index] = copies_of(run.gave)
         runs.append(run)
         return output
+
+    def _begin(self, name: str, took: dict[Path, Tensor]) -> None:
+        """A list begins with what its first block took. The residual of the first list may start behind that block."""
+        self.given[name] = {path: tensor.detach().to("meta") for path, tensor in took.items()}
+        self.seen[name] = copies_of({path: sampled_tokens(tensor) for path, tensor in took.items()})
+        is_whole = "entered" in self.starts or name != next(iter(self.runs)) or len(self.lists[name]) == 1
+        self.took[name] = copies_of(took) if is_whole else {}
 
     def _chain(self, name: str, blocks: dict[str, nn.Module]) -> Chain:
         """The list as a chain. Raises `Unlinked` if it is none."""

@@ -17,15 +17,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from ..strategy import copied, same_layout
+from ..strategy import copied, same_layout, sampled_tokens
 from .chains import BlockPlan
 from .compiled import uncompiled
-from .failures import is_of_the_device, is_out_of_memory
+from .failures import is_of_the_device
 from .hooks import Forward, Hook
 from .lesson import Lesson, noting
 from .structure import flattened, is_feature
 
-NO_MEMORY = "memory ran out while leaving them out was tested"
 NO_NUMBER = "the model's output holds NaN or infinity"
 SHAPES_CHANGE = "their shapes change"
 MOST_ERROR = 0.01  # of the output's norm: a plan read right gives 0 but for kernels that vary
@@ -49,12 +48,7 @@ def rehearse(plan: BlockPlan, stage: Stage) -> tuple[BlockPlan, str | None, bool
     Returns the plan that may be used, why its chains must not be left out all the same, if so, and whether that is
     certain: a model may only be different in its first call.
     """
-    try:
-        plan, error = _tested(_led_by_what_sees_the_latent(plan, stage), stage)
-    except Exception as failure:
-        if isinstance(failure, stage.cancels) or not is_out_of_memory(failure):
-            raise
-        return plan, NO_MEMORY, True  # the model alone has just fitted
+    plan, error = _tested(_led_by_what_sees_the_latent(plan, stage), stage)
     if error <= MOST_ERROR:
         return plan, None, True
     if error < inf:
@@ -68,7 +62,7 @@ def _led_by_what_sees_the_latent(plan: BlockPlan, stage: Stage) -> BlockPlan:
     entering. A text's may be larger. A chain in which it changes none works on the prompt.
     """
     while len(plan.chains) > 1 or len(_features_entering(plan, stage)) > 1:
-        rehearsal = _performed(plan, stage, partial(_with_another_latent, stage.lesson.model))
+        rehearsal = performed(plan, stage, partial(with_another_latent, stage.lesson.model, _another))
         for stream in _features_entering(plan, stage):
             if any(stage.largest([rehearsal.entered_changed(stream)])):
                 return _with_main(plan, stream)
@@ -80,8 +74,8 @@ def _led_by_what_sees_the_latent(plan: BlockPlan, stage: Stage) -> BlockPlan:
 
 def _features_entering(plan: BlockPlan, stage: Stage) -> list[int]:
     """The streams that enter the chain that leads and can be measured, the largest first on all ranks."""
-    entered = stage.lesson.streams_of(plan.chains[0]).entered
-    sizes = stage.largest([float(stream.numel()) if is_feature(stream) else 0.0 for stream in entered])
+    given = stage.lesson.streams_of(plan.chains[0]).given
+    sizes = stage.largest([float(stream.numel()) if is_feature(stream) else 0.0 for stream in given])
     return sorted((number for number, size in enumerate(sizes) if size), key=lambda number: -sizes[number])
 
 
@@ -106,7 +100,7 @@ def _tested(plan: BlockPlan, stage: Stage) -> tuple[BlockPlan, float]:
 def _error_of(plan: BlockPlan, stage: Stage) -> tuple[BlockPlan, float]:
     """The plan without chains that can't be tested, and the relative error of the output without the others."""
     returned: list[Any] = []
-    rehearsal = _performed(plan, stage, partial(noting, returned))
+    rehearsal = performed(plan, stage, partial(noting, returned))
     misled = stage.largest([chain in rehearsal.misled for chain in range(len(plan.chains))])
     if any(misled):
         chains = [chain for chain, is_misled in zip(plan.chains, misled) if is_misled]
@@ -116,9 +110,14 @@ def _error_of(plan: BlockPlan, stage: Stage) -> tuple[BlockPlan, float]:
     return plan, stage.largest([error])[0]
 
 
-def _performed(plan: BlockPlan, stage: Stage, around_model: Callable[..., Any]) -> _Rehearsal:
-    """The call without its blocks. Whatever it raises says that the plan was misread, but cancels and device errors."""
-    rehearsal = _Rehearsal(plan, stage)
+def performed(
+    plan: BlockPlan, stage: Stage, around_model: Callable[..., Any], look: Callable[[Tensor], Tensor] = sampled_tokens
+) -> Rehearsal:
+    """The call without its blocks. Whatever it raises says that the plan was misread, but cancels and device errors.
+
+    `look` takes what is wanted of each stream that enters the chain that leads.
+    """
+    rehearsal = Rehearsal(plan, stage, look)
     try:
         stage.perform([*plan.along(rehearsal.block), Hook(stage.lesson.model, around_model)])
     except Exception as failure:
@@ -128,13 +127,13 @@ def _performed(plan: BlockPlan, stage: Stage, around_model: Callable[..., Any]) 
     return rehearsal
 
 
-class _Rehearsal:
+class Rehearsal:
     """Passes through the chains without computing anything: each gives what it gave in the call learned from."""
 
-    def __init__(self, plan: BlockPlan, stage: Stage) -> None:
-        self.plan, self.on_blocks_left_out = plan, stage.on_blocks_left_out
+    def __init__(self, plan: BlockPlan, stage: Stage, look: Callable[[Tensor], Tensor]) -> None:
+        self.plan, self.look, self.on_blocks_left_out = plan, look, stage.on_blocks_left_out
         self.learned = [stage.lesson.streams_of(chain) for chain in plan.chains]
-        self.entered: list[Tensor] = []  # streams that entered the chain that leads
+        self.entered: list[Tensor] = []  # what was looked at of the streams that entered the chain that leads
         self.running: set[int] = set()  # chains that have begun and not ended
         self.misled: set[int] = set()  # chains that begin amid another, with what its skipped blocks did not make
         self.is_as_learned = True
@@ -144,7 +143,7 @@ class _Rehearsal:
         return (
             not self.is_as_learned
             or not self.entered
-            or not torch.equal(self.entered[stream], self.learned[0].entered[stream])
+            or not torch.equal(self.entered[stream], self.learned[0].seen[stream])
         )
 
     def block(self, chain: int, index: int, forward: Forward, args: tuple, kwargs: dict) -> Any:
@@ -152,15 +151,15 @@ class _Rehearsal:
         members, learned = self.plan.chains[chain], self.learned[chain]
         streams = members.wirings[index].streams_in(args, kwargs)
         if index == 0:
-            self.is_as_learned &= same_layout(streams, learned.entered)
-            if self.running and not all(map(torch.equal, streams, learned.entered)):
+            self.is_as_learned &= same_layout(streams, learned.given)
+            if self.running and not all(map(torch.equal, map(sampled_tokens, streams), learned.seen)):
                 self.misled.add(chain)
             self.running.add(chain)
             streams = list(copied(streams))
             if chain == 0 and self.plan.runs_first:
                 forward(*args, **kwargs)
             if chain == 0:
-                self.entered = list(copied(streams))
+                self.entered = list(copied([self.look(stream) for stream in streams]))
                 if self.on_blocks_left_out is not None:
                     self.on_blocks_left_out()
         if index == len(members.blocks) - 1:
@@ -170,17 +169,19 @@ class _Rehearsal:
         return members.wirings[index].returned(streams)
 
 
-def _with_another_latent(model: nn.Module, forward: Forward, /, *args: Any, **kwargs: Any) -> Any:
+def _another(latent: Any) -> Any:
+    return tree_map(lambda leaf: 0.7 * leaf.flip(-1) + 0.1 if is_feature(leaf) else leaf, latent)
+
+
+def with_another_latent(
+    model: nn.Module, other: Callable[[Any], Any], forward: Forward, /, *args: Any, **kwargs: Any
+) -> Any:
     """The model, given another latent: its first argument, in whatever order they are named."""
-
-    def other(leaf: Any) -> Any:
-        return 0.7 * leaf.flip(-1) + 0.1 if is_feature(leaf) else leaf
-
     if args:
-        return forward(tree_map(other, args[0]), *args[1:], **kwargs)
+        return forward(other(args[0]), *args[1:], **kwargs)
     parameters = inspect.signature(type(uncompiled(model)).forward).parameters
     latent = next((name for name in (*parameters, *kwargs) if name in kwargs), None)
-    return forward(**{name: tree_map(other, value) if name == latent else value for name, value in kwargs.items()})
+    return forward(**{name: other(value) if name == latent else value for name, value in kwargs.items()})
 
 
 def relative_error(some: Any, reference: Any) -> float:

@@ -28,9 +28,11 @@ class Work:
     def is_little(self, ran: Collection[nn.Module], whose: Hashable) -> bool:
         """Whether so little ran in a call that was to be computed that someone else must have answered it.
 
-        It is compared with the first call of the same branches: one of skip layer guidance always leaves out blocks.
+        It is compared with the first call of the same branches in which any ran: one of skip layer guidance always
+        leaves out blocks, and someone else may have answered the very first.
         """
-        known = self._usual.setdefault(whose, len(ran)) or max(self._usual.values())
+        self._usual[whose] = self._usual.get(whose) or len(ran)
+        known = self._usual[whose] or max(self._usual.values())
         return known > 0 and len(ran) <= FEW * known
 
 

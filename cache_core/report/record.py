@@ -77,6 +77,12 @@ class CallRecord:
     seconds: float | None = None  # None while they are not known, and where the device can't be timed
     threshold: float | None = None
     strategy: str = ""  # title of the one that reused, or gave the reason
+    attention_only: bool = False  # only attentions were reused in it: the rest of the model ran
+
+    @property
+    def in_part(self) -> bool:
+        """Whether it was neither computed nor skipped as a whole."""
+        return self.action != "computed" and (self.attention_only or self.computed_share > 0.5)
 
     def settle(self) -> None:
         """Read step and seconds, and let go of what they are read from."""
@@ -110,5 +116,6 @@ class CallRecord:
             "measure": self.measure if self.measure is not None and isfinite(self.measure) else None,
             "threshold": self.threshold,
             "computed_share": self.computed_share,
+            "in_part": self.in_part,
             "seconds": self.seconds,
         }

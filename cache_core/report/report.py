@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from itertools import zip_longest
 from statistics import median
@@ -11,7 +11,8 @@ from typing import Any, Literal
 
 from ..strategy.setting import counted
 from ..strategy.strategy import Level, Strategy
-from .advice import quantiles_of, warnings_of
+from .advice import quantiles_of, thresholds_to_try, warnings_of, why_nothing
+from .gain import seconds_uncached, steps_of
 from .record import CallRecord
 
 logger = logging.getLogger(__name__)
@@ -38,10 +39,15 @@ class Report:
     calls: list[CallRecord] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     bytes_held: int = 0  # the most at any time
+    bytes_foretold: int = 0  # the most that was reserved for what will be held
+    bytes_away: int = 0  # the same two in main memory, of what is kept there instead of on the device
+    bytes_foretold_away: int = 0
+    gaps_repaired: int = 0  # between computed steps
     seconds: float = 0.0  # of the whole sampling run, set by the adapter
     state: State = "running"  # stopped: cancelled or failed
     owners: tuple[str, ...] = ()  # what the caller knows each strategy by
     obstacles: tuple[str, ...] = ()  # why a strategy can reuse nothing on this schedule
+    resting: Mapping[Strategy, str] = field(default_factory=dict)  # why these are left out of the run
     on_call: Callable[[], None] | None = field(default=None, repr=False, compare=False)  # told of each; must not wait
 
     def add(self, record: CallRecord) -> None:
@@ -56,9 +62,13 @@ class Report:
             self.notes.append(text)
             logger.info("Refrain: %s", text)
 
-    def held(self, total: int) -> None:
-        """This many bytes are kept at the moment."""
-        self.bytes_held = max(self.bytes_held, total)
+    def held(self, total: int, foretold: int = 0) -> None:
+        """This many bytes are kept at the moment; so many will be, by what was seen so far."""
+        self.bytes_held, self.bytes_foretold = max(self.bytes_held, total), max(self.bytes_foretold, foretold)
+
+    def held_away(self, total: int, foretold: int) -> None:
+        """The same in main memory."""
+        self.bytes_away, self.bytes_foretold_away = max(self.bytes_away, total), max(self.bytes_foretold_away, foretold)
 
     def close(self) -> None:
         """The run is over: read what was left on the device."""
@@ -124,23 +134,29 @@ class Report:
             "state": self.state,
             "strategies": [
                 {"title": strategy.title, "settings": _settings(strategy), "off": strategy.is_off, "node": owner}
+                | {"resting": self.resting.get(strategy, "")}
                 for strategy, owner in zip_longest(self.strategies, self.owners)
             ],
             "steps": self.steps,
             "blocks": self.blocks,
             "totals": self._totals(calls),
             "measures": quantiles_of(calls),
-            "warnings": self._warnings(calls),
+            "advice": thresholds_to_try(calls),
+            "why_nothing": (why := self._why_nothing(calls)),
+            "warnings": warnings_of(calls, why, self.bytes_held, self.speed_up) if self._is_over(calls) else [],
             "notes": list(self.notes),
             "calls": [call.as_dict() for call in calls[first:]],
         }
 
-    def _warnings(self, calls: list[CallRecord]) -> list[str]:
-        """Of a run that is still going on none."""
-        if self.state == "running" and len({call.evaluation for call in calls}) < self.steps:
-            return []
-        obstacles = [NEVER] if all(strategy.is_off for strategy in self.strategies) else self.obstacles
-        return warnings_of(calls, obstacles, self.notes, self.bytes_held, self.speed_up)
+    def _is_over(self, calls: list[CallRecord]) -> bool:
+        return self.state != "running" or len({call.evaluation for call in calls}) >= self.steps
+
+    def _why_nothing(self, calls: list[CallRecord]) -> str:
+        """In words; "" where something was reused, or while the run is still going on."""
+        if not self._is_over(calls):
+            return ""
+        is_off = all(strategy.is_off for strategy in self.strategies)
+        return why_nothing(calls, [NEVER] if is_off else self.obstacles, self.notes)
 
     def _totals(self, calls: list[CallRecord]) -> dict[str, Any]:
         counts = {action: 0 for action in ACTIONS}
@@ -152,11 +168,17 @@ class Report:
         return {
             "calls": len(calls),
             **counts,
+            **steps_of(calls),
             "branches": dict(sorted(branches.items())),
             "computed_share": self.computed_share,
-            "speed_up": self.speed_up,
+            "speed_up": (speed_up := self.speed_up),
             "seconds": self.seconds,
+            "seconds_uncached": seconds_uncached(calls, self.seconds, speed_up),
             "bytes_held": self.bytes_held,
+            "bytes_foretold": self.bytes_foretold,
+            "bytes_away": self.bytes_away,
+            "bytes_foretold_away": self.bytes_foretold_away,
+            "gaps_repaired": self.gaps_repaired,
         }
 
     def line(self) -> str:
@@ -169,6 +191,8 @@ class Report:
             text += f"; {self.computed_share:.0%} of the {self.work} computed"
             text += f", {self.speed_up:.2f}x" if self.speed_up else ""
             text += f", {_amount(self.bytes_held)} held"
+            text += f" and {_amount(self.bytes_away)} in main memory" if self.bytes_away else ""
+            text += f", {counted(self.gaps_repaired, 'gap')} repaired" if self.gaps_repaired else ""
         elif all(strategy.is_off for strategy in self.strategies):
             text += f"; {NEVER}"
         elif self.calls:

@@ -8,7 +8,6 @@ from typing import Any
 from torch import nn
 
 from ..model import Around, Forward, Hook, HookRegistry, Lesson, collecting, kind_of_operation, method_of, tensors_in
-from ..report.record import CallRecord
 from ..strategy import Site, Strategy
 from .learning import learn, lesson_for
 from .models import SITES_OF
@@ -31,7 +30,7 @@ class ModelCall:
 
     def __init__(self, state: CallState, forward: Callable[[], Any], inputs: Sequence[Any] | None) -> None:
         self.state, self.run, self.model = state, state.run, state.model
-        self.forward, self.inputs = forward, inputs
+        self.forward, self.inputs, self.splits = forward, inputs, state.run.terms.ranks.splits
         self.visits: list[Visit] = []
         self._turns: dict[tuple[Strategy, str], int] = {}
         self._running: list[tuple[str, Any]] = []  # the blocks that run now, and what each was given, outermost first
@@ -50,7 +49,7 @@ class ModelCall:
             hooks += self._at_sites(strategy)
         hooks += self._naming_blocks()
         hooks += lesson.watching() if lesson else ()
-        with HookRegistry(self._between_compiled(hooks)):
+        with HookRegistry(self._between_compiled([*hooks, *self.splits])):
             output = forward()
         if lesson is not None:
             learn(self.state, lesson, self._perform, partial(self._visit, site=STACK))
@@ -79,9 +78,9 @@ class ModelCall:
 
     def _stacks(self) -> dict[Strategy, BlockStack]:
         """The way along the chains of blocks, for each strategy that works there."""
-        plan, stacks = self.model.plan, {}
+        plan, stacks, excluded = self.model.plan, {}, self.run.memories.excluded
         for strategy in self.run.terms.strategies:
-            if "model" in strategy.levels and plan.chains:
+            if "model" in strategy.levels and plan.chains and (strategy, STACK) not in excluded:
                 stacks[strategy] = BlockStack(self._visit(strategy, STACK), plan)
         return stacks
 
@@ -93,7 +92,7 @@ class ModelCall:
         Once the sampler was seen to add noise they are around `forward` instead and keep the denoised latent: what the
         model returns belongs to the noise of one step. Level model works at the output where there is no chain.
         """
-        levels = {"output"} if lesson else {"output", "model"}
+        levels = {"output"} if lesson or self.model.plan.chains else {"output", "model"}
         strategies = [each for each in self.run.terms.strategies if each not in stacks and levels & {*each.levels}]
         if not strategies or not self._keeps_denoised():
             return [(each, Hook(self.model.module, self._at(each, OUTPUT))) for each in strategies], self.forward
@@ -174,7 +173,7 @@ class ModelCall:
 
     def _perform(self, hooks: list[Hook]) -> None:
         """The same call once more, with these hooks instead."""
-        with HookRegistry(self._between_compiled(hooks)):
+        with HookRegistry(self._between_compiled([*hooks, *self.splits])):
             self.forward()
 
     def _computed_again(self, ran: set[nn.Module]) -> Any:
@@ -182,30 +181,5 @@ class ModelCall:
         self.visits = []
         self.run.report.note(NOT_AS_LEARNED)
         ran.clear()
-        with HookRegistry(self._watching(ran)):
+        with HookRegistry(self._between_compiled([*self._watching(ran), *self.splits])):
             return self.forward()
-
-
-def record_of(call: CallState, visits: Sequence[Visit], labels: tuple[str, ...]) -> CallRecord:
-    """What a call did, for the report."""
-    total = sum(visit.units for visit in visits)
-    computed = sum(min(visit.units_computed, visit.units) for visit in visits)
-    answered = [visit for visit in visits if visit.was_answered]
-    first = next((branch for visit in answered or visits for branch in visit.branches), None)  # it speaks for all
-    is_learning = call.evaluation.is_learning
-    return CallRecord(
-        reading=call.sigma,
-        branches=labels,
-        action="computed" if not answered else "forecast" if first.order else "reused",
-        reason="learning the model's blocks"
-        if is_learning
-        else first.reason
-        if first
-        else call.run.why_computed or "nothing is cached in it",
-        measure=first.measure if first else None,
-        computed_share=computed / total if total else 1.0,
-        watch=call.watch,
-        evaluation=call.evaluation.number,
-        threshold=first.threshold if first else None,
-        strategy=first.strategy.title if first else "",
-    )

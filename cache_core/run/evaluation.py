@@ -43,6 +43,8 @@ class Evaluation:
     changes: int = 0  # evaluations in a row, up to this one, in which a branch was new
     without_unconditional: bool = False  # that branch was not run
     is_learning: bool = False  # the block plan was learned in it
+    reading: SigmaReading | None = None  # of its last model call
+    is_reused: bool = False  # something stood in for a model call, or for blocks of it
     missed_leader: bool = False  # a thread waited for the one that leads in vain, in this evaluation or before
     lead: _Lead | None = None  # while branches run in threads
     _measures: dict[tuple[Strategy, Site], float] = field(default_factory=dict)

@@ -11,6 +11,7 @@ from ..model import INSIDE, BlockPlan, Compilation, Work, block_lists, is_attent
 from ..strategy import AttentionKind, Site, Strategy
 
 MOST_LESSONS = 4  # two branches of a prompt, twice
+MOST_FIRST_CALLS = 32  # entries of prompts, or context windows, all in the first evaluation
 Sites = list[tuple[nn.Module, Site]]
 
 
@@ -34,10 +35,13 @@ class KnownModel:
         blocks = (item for chain in plan.chains for item in zip(chain.names, chain.blocks))
         self.sites = ModelSites(blocks, self._strategies)
 
-    def may_learn_again(self) -> bool:
-        """One lesson taught nothing. Whether to try once more: a model may only be different in its first call."""
+    def may_learn_again(self, is_first: bool) -> bool:
+        """One lesson taught nothing. Whether to try once more: a model may only be different in its first call.
+
+        Or in that of each branch: in the first evaluation all calls are.
+        """
         self._lessons += 1
-        return self._lessons < MOST_LESSONS
+        return self._lessons < (MOST_FIRST_CALLS if is_first else MOST_LESSONS)
 
 
 class ModelSites:
@@ -66,6 +70,11 @@ class ModelSites:
     def are_inside_blocks(self) -> bool:
         """Whether a strategy works at modules or operations inside blocks."""
         return self.are_attended or any("module" in strategy.levels for strategy in self._strategies)
+
+    def parameters_at(self, strategy: Strategy, site: Site) -> int:
+        """How many parameters the module at this site has; none where it is an operation."""
+        here = (module for module, known in self.of[strategy] if known.level == site.level and known.name == site.name)
+        return sum(parameter.numel() for module in here for parameter in module.parameters())
 
     def _sites_of(self, strategy: Strategy) -> Iterator[tuple[nn.Module, Site]]:
         for level in strategy.levels:

@@ -24,6 +24,8 @@ STANDSTILL = 1e-3  # of the latent's norm: a move below counts as this, or round
 ANOTHER = 0.4  # of the latent's norm: samplers that add a little noise at each step stay below
 DOUBTFUL = 0.01  # likewise, where pictures or places are known to change: late in a run they resemble each other
 ROUNDING = 1e-6  # relative: directions below are float32's last digits
+SAME_STEP = 2e-6  # of the latents' norm: a step of Euler's is met to a tenth of this, of others it is 100 times off
+TELLING = 4e-5  # likewise: how unlike the prediction before it one must be for other methods to step elsewhere
 
 
 class LatentPath:
@@ -75,6 +77,19 @@ class LatentPath:
         self._unread.clear()
         return numbers
 
+    def is_euler_step(self, before: float, sigma: float) -> bool | None:
+        """Whether the last move, from one sigma to another, is Euler's: x + h (x - D) / sigma, to rounding.
+
+        None where it is, but other methods, which also go by earlier predictions, would have made the same move.
+        """
+        if self.before is None or not self._predictions:
+            return False
+        share, (prediction, *earlier) = (sigma - before) / before, self._predictions
+        size = norm(self.before) + norm(self.latent)
+        if not norm(self.latent - self.before - share * (self.before - prediction)) <= SAME_STEP * size:  # NaN is not
+            return False
+        return True if earlier and norm(share * (prediction - earlier[0])) > TELLING * size else None
+
     def notice_noise(self) -> bool:
         """Whether the sampler adds noise, seen just now."""
         is_new = self.noise_share > LEAST_NOISE and not self.has_noise
@@ -122,6 +137,7 @@ class Paths:
 
     def __init__(self, whole: LatentPath, are_followed: bool) -> None:
         self.whole, self.of, self.are_followed = whole, dict[Hashable, LatentPath](), are_followed
+        self.whole_is_followed = are_followed  # that of the sampler's latent; also where it is asked how it steps
         self.lock = threading.Lock()  # branches may run in threads: held while values are read
 
     @property

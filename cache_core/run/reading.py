@@ -11,6 +11,10 @@ from ..strategy import Schedule, Step
 from .path import Paths
 
 
+class AnotherStep(Exception):
+    """The model is told another step than was supposed."""
+
+
 class SigmaReading:
     """A sigma on the device; its value, and the step it belongs to, once that has been read or where it is known.
 
@@ -21,7 +25,8 @@ class SigmaReading:
         self, sigma: Tensor, schedule: Schedule, paths: Paths | None = None, value: float | None = None
     ) -> None:
         self.tensor, self.schedule = sigma.detach().to(torch.float32).max(), schedule
-        self._value, self._paths = value, paths if paths is not None and paths.are_followed else None
+        self._value, self._paths = value, paths if paths is not None and paths.whole_is_followed else None
+        self._told: list[tuple[Tensor, Callable[[float], bool]]] = []
 
     @property
     def value(self) -> float:
@@ -36,23 +41,44 @@ class SigmaReading:
         return self.schedule.step_at(self.value)
 
     @property
+    def is_read(self) -> bool:
+        """Whether the value is known."""
+        return self._value is not None
+
+    @property
     def is_ready(self) -> bool:
         """Whether reading the value would not wait for the device."""
         return self._value is not None or self.tensor.device.type == "cpu"
+
+    def suppose(self, told: Tensor, is_right: Callable[[float], bool]) -> None:
+        """The value is only supposed: with the next that is read, see whether what the model is told says so too."""
+        self._told = [(told.detach().to(torch.float32).max(), is_right)]
+
+    def settle(self) -> None:
+        """See it now, if nothing was read meanwhile."""
+        if self._told:
+            self.read()
 
     def measured(self, measure: Callable[[Tensor], Tensor]) -> float:
         """The number that `measure(time)` gives; the sigma is read in the same transfer."""
         return self.read(measure(self.schedule.time_of(self.tensor)))[0]
 
     def read(self, *numbers: Tensor) -> list[float]:
-        """These numbers, scalars on the device. What else is unread comes in the same transfer."""
-        paths = self._paths
+        """These numbers, scalars on the device. What else is unread comes in the same transfer.
+
+        Raises AnotherStep if the value was supposed, and not rightly.
+        """
+        paths, told = self._paths, self._told
         with paths.lock if paths else nullcontext():
             sigma = [self.tensor] if self._value is None else []
-            wanted = [*sigma, *numbers, *(paths.unread if paths else ())]
+            wanted = [*sigma, *(tensor for tensor, _ in told), *numbers, *(paths.unread if paths else ())]
             arrived = torch.cat([each.to(self.tensor).reshape(-1) for each in wanted]).tolist() if wanted else []
             if sigma:
                 self._value = arrived.pop(0)
+            self._told = []
+            for _, is_right in told:
+                if not is_right(arrived.pop(0)):
+                    raise AnotherStep
             if paths:
                 paths.read(arrived[len(numbers) :])
         return arrived[: len(numbers)]

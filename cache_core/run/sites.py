@@ -9,6 +9,8 @@ from ..model import Forward, flattened, is_feature, tensors_in
 from ..strategy import CONDITIONAL, FIRST_BLOCK, Request, copied
 from .visit import Visit
 
+Predict = Callable[[bool, bool], tuple[Tensor | None, Tensor | None]]  # with the prompt, without; None if not wanted
+
 
 def at_module(visit: Visit, forward: Forward, args: tuple, kwargs: dict) -> Any:
     """One module's output: the strategy's, or the module's own."""
@@ -17,7 +19,7 @@ def at_module(visit: Visit, forward: Forward, args: tuple, kwargs: dict) -> Any:
     inputs = [tensor for tensor in tensors_in((args, kwargs)).values() if is_feature(tensor)]
     decision = visit.decide(inputs, in_rows=inputs[:1])
     if not isinstance(decision, Request):
-        return visit.memories[0].structure.filled_with(copied(decision))  # a copy: the model may write into it
+        return visit.memories[0].structure.filled_with(visit.own(decision))
     output = forward(*args, **kwargs)
     visit.units_computed += 1
     if decision is FIRST_BLOCK:
@@ -25,14 +27,14 @@ def at_module(visit: Visit, forward: Forward, args: tuple, kwargs: dict) -> Any:
         return output
     features, structure = flattened(output)
     parts = visit.split(features) if features else None
-    if parts is not None and not structure.has_other_tensors:
-        visit.keep([copied(part) for part in parts], structure)  # each its own: what one branch drops is free
-    else:
+    if parts is None or structure.has_other_tensors:
         visit.exclude()
+    elif visit.wants(parts):
+        visit.keep(visit.copies(parts), structure)
     return output
 
 
-def at_guidance(visit: Visit, predict: Callable[[bool, bool], tuple]) -> tuple[Tensor, Tensor]:
+def at_guidance(visit: Visit, predict: Predict) -> tuple[Tensor, Tensor]:
     """The noise predictions with and without the prompt: the model's own, or the strategy's for the one without.
 
     `predict(with, without)` computes those that are wanted.
@@ -48,5 +50,6 @@ def at_guidance(visit: Visit, predict: Callable[[bool, bool], tuple]) -> tuple[T
     else:
         conditional, unconditional = predict(True, True)
     visit.units_computed += 1
-    visit.keep([copied([conditional, unconditional])])
+    if visit.wants([(conditional, unconditional)]):
+        visit.keep([copied([conditional, unconditional])])
     return conditional, unconditional

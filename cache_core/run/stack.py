@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..model import BlockPlan, Chain, ChainStreams, Forward, tensors_in
-from ..strategy import FIRST_BLOCK, Features, Request, copied, same_layout
+from ..model import BlockPlan, Chain, ChainStreams, Forward, parts_in, tensors_in
+from ..strategy import FIRST_BLOCK, Features, Request, copied, same_layout, sampled_tokens
 from .memory import BlocksRan
 from .visit import Visit
 
@@ -31,6 +31,7 @@ class BlockStack:
 
     def __init__(self, visit: Visit, plan: BlockPlan) -> None:
         self.plan, self.visit = plan, visit
+        self.parts = plan.parts and (plan.parts if visit.strategy.tests_parts else ())  # that are tested by themselves
         self.is_decided = False  # whether the strategy was asked: at the first block of all
         self.answers: Features | None = None  # residuals that stand in, for all chains in order; None while computing
         self.entered: dict[int, Features] = {}  # computing: the streams that entered each chain
@@ -78,7 +79,9 @@ class BlockStack:
             self.visit.note(OTHER_BLOCKS)
         if is_complete and self.answers is None:
             residuals = [residual for chain in sorted(self.finished) for residual in self.finished[chain]]
-            self.visit.keep(self.visit.split(residuals), ran=self.ran)
+            parts = self.visit.split(residuals)
+            if self.visit.wants(parts):
+                self.visit.keep(parts, ran=self.ran)
         return is_complete
 
     def _streams_in(self, members: Chain, index: int, args: tuple, kwargs: dict) -> list[Tensor] | None:
@@ -96,16 +99,22 @@ class BlockStack:
         chain, self.is_decided = self.plan.chains[0], True
         decision = self.visit.decide(streams, in_rows=[streams[stream] for stream in chain.ends])
         if decision is FIRST_BLOCK and self.plan.block_count > 1:
-            (before,) = copied([streams[chain.main]])
+            tested = copied([sampled_tokens(streams[chain.main]), *(self.parts and self._parts_of(streams))])
             output = forward(*args, **kwargs)
             self.visit.units_computed += 1
             streams = chain.wirings[0].streams_out(output)
-            decision = self.visit.decide_with([torch.sub(streams[chain.main].detach(), before, out=before)])
+            after = [sampled_tokens(streams[chain.main].detach()), *(self.parts and self._parts_of(streams))]
+            for now, was in zip(after, tested):
+                torch.sub(now, was, out=was)
+            decision = self.visit.decide_with(tested)
             self.answers = None if isinstance(decision, Request) else decision
             self._enter(0, streams)
+            if len(chain.blocks) == 1:  # all of it has run
+                self._leave(0, streams)
             return True, output
         if decision is FIRST_BLOCK:
-            decision = self.visit.decide_with(copied([streams[chain.main]]))
+            tested = copied([sampled_tokens(streams[chain.main]), *(self.parts and self._parts_of(streams))])
+            decision = self.visit.decide_with(tested)
             self.visit.note(ONLY_BLOCK)
         self.answers = None if isinstance(decision, Request) else decision
         if self.answers is not None and self.plan.runs_first:
@@ -115,12 +124,16 @@ class BlockStack:
         self._enter(0, streams)
         return False, None
 
+    def _parts_of(self, streams: Sequence[Tensor]) -> list[Tensor]:
+        """Some tokens of the latent's parts."""
+        return [part.detach() for part in parts_in(streams, self.parts, len(self.visit.contexts))]
+
     def _enter(self, chain: int, streams: list[Tensor]) -> None:
         """A chain begins with these streams."""
         ends = self.plan.chains[chain].ends
         entering = [streams[stream] for stream in ends]
         if self.answers is None:
-            self.entered[chain] = copied(entering)
+            self.entered[chain] = copied(entering) if self.visit.is_kept else ()
             return
         first = sum(len(before.ends) for before in self.plan.chains[:chain])
         residuals = self.answers[first : first + len(ends)]
@@ -132,24 +145,36 @@ class BlockStack:
         output = forward(*args, **kwargs)
         self.visit.units_computed += 1
         members = self.plan.chains[chain]
-        if index == len(members.blocks) - 1 and self.answers is None:
-            leaving, entered = members.wirings[index].streams_out(output), self.entered.pop(chain)
-            self.finished[chain] = [
-                torch.sub(leaving[stream].detach(), before, out=before) for stream, before in zip(members.ends, entered)
-            ]
+        if index == len(members.blocks) - 1:
+            self._leave(chain, members.wirings[index].streams_out(output))
         return output
+
+    def _leave(self, chain: int, streams: Sequence[Tensor]) -> None:
+        """A chain has ended with these streams, which it computed."""
+        if self.answers is None:
+            ends, entered = self.plan.chains[chain].ends, self.entered.pop(chain)
+            self.finished[chain] = [
+                torch.sub(streams[stream].detach(), before, out=before) for stream, before in zip(ends, entered)
+            ]
 
 
 def keep_learned(visit: Visit, plan: BlockPlan, learned: Sequence[ChainStreams]) -> None:
     """Give the strategy what the call that was learned from computed along the stack."""
     first, chain = learned[0], plan.chains[0]
-    decision = visit.decide(first.entered, in_rows=[first.entered[stream] for stream in chain.ends])
+    decision = visit.decide(first.given, in_rows=[first.given[stream] for stream in chain.ends])
     visit.units_computed, entered = visit.units, first.entered
     if decision is FIRST_BLOCK:
-        tested = first.entered[chain.main]
+        parts, branches = plan.parts if visit.strategy.tests_parts else (), len(visit.contexts)
+        tested = [first.seen[chain.main], *parts_in(first.entered, parts, branches)]
         if plan.block_count > 1:
-            tested, entered = first.after_first[chain.main] - tested, first.after_first
-        visit.decide_with([tested])
+            entered = first.after_first
+            if entered[chain.main] is None:
+                raise RuntimeError(
+                    f"{visit.strategy.title}: around() asks for FIRST_BLOCK. Set tests_first_block = True."
+                )
+            after = [sampled_tokens(entered[chain.main]), *parts_in(entered, parts, branches)]
+            tested = [now - was for now, was in zip(after, tested)]
+        visit.decide_with(tested)
     residuals = [
         left - entered[stream]
         for members, streams, entered in zip(
@@ -158,4 +183,6 @@ def keep_learned(visit: Visit, plan: BlockPlan, learned: Sequence[ChainStreams])
         for stream, left in zip(members.ends, streams.left)
     ]
     ran = {(chain, index) for chain, members in enumerate(plan.chains) for index in range(len(members.blocks))}
-    visit.keep(visit.split(residuals), ran=ran)
+    parts = visit.split(residuals)
+    if visit.wants(parts):
+        visit.keep(parts, ran=ran)

@@ -2,26 +2,30 @@
 
 import time
 import weakref
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from torch import Tensor
 
+from ..model.failures import is_out_of_memory
 from ..report.record import Stopwatch
 from ..report.report import Report
 from ..strategy import Level, Schedule, Strategy
+from .budget import Budget
 from .evaluation import Evaluation
 from .memory import Memories
 from .models import KnownModel, Models
 from .path import Paths
 from .ranks import Ranks
 from .reading import SigmaReading
+from .repair import Repair
 
 ANSWERED_ELSEWHERE = (
     "another node answers model calls without running the model's blocks, as a cache does: since the first of them no "
     "call is reused here, for each would take the other's guesses for the model's. Remove one of the two"
 )
+NO_MEMORY = "memory ran out, so what was kept is dropped, and {} computes everything from here on"
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,15 @@ class Terms:
         levels: tuple[Level, ...] = ("model", "block", "module", "attention")
         return any(strategy.works_at(level) for strategy in self.strategies for level in levels)
 
+    def go_on_after(self, error: Exception) -> bool:
+        """Whether it says that memory ran out which strategies can give back.
+
+        Ranks that share a call wait in it for each other: one that made it again alone would never be met.
+        """
+        if self.ranks.group is not None:
+            return False
+        return bool(self.strategies) and not isinstance(error, self.cancels) and is_out_of_memory(error)
+
     @cached_property
     def stand_in_for_calls(self) -> bool:
         """Whether a strategy stands in for the model or its blocks."""
@@ -67,6 +80,7 @@ class RunState:
     paths: Paths  # the ways of latents so far
     report: Report  # what was done
     memories: Memories = field(default_factory=Memories)  # what branches keep from call to call
+    budget: Budget = field(default_factory=Budget)  # how much that may be
     evaluation: Evaluation = field(default_factory=Evaluation)  # the one that goes on, or went on last
     is_evaluating: bool = False  # the host has begun an evaluation and not ended it
     asked_about: Callable[[], Tensor | None] = lambda: None  # the latent of that evaluation, as long as it lives
@@ -74,6 +88,10 @@ class RunState:
     began: float | None = None  # by the clock, with the first evaluation: the weights are loaded by then
     was_called: bool = False  # whether the model was, in this evaluation
     why_computed: str = ""  # why strategies stepped aside, in a few words
+    repair: Repair | None = None  # of gaps between computed steps, while that is on
+    denoised_of: Callable[..., Tensor] | None = None  # the clean latent, of a sigma, a model output and a latent
+    stepped: tuple[float, float] | None = None  # the sigmas from and to which the sampler stepped last, if by Euler
+    is_euler: bool = False  # whether it was seen to step as no other method would
 
     def begin_evaluation(self, sigma: SigmaReading | None = None, latent: Tensor | None = None) -> None:
         """One more. What branches keep that were away in the last one is dropped."""
@@ -81,11 +99,13 @@ class RunState:
         self.began = time.perf_counter() if self.began is None else self.began
         if latent is not None:
             self.asked_about = weakref.ref(latent)
-            if self.paths.are_followed:
+            if self.paths.whole_is_followed:
                 self.paths.whole.reaches(latent)
         self.evaluation, self.was_called = self.evaluation.following(sigma), False
         before = self.evaluation.before
         if before is not None:
+            self.budget.agree(self.memories, self.terms.ranks)
+            self.budget.tell(self.memories, self.report)
             self.paths.forget_all_but(before.contexts)
         if before is not None and not before.without_unconditional:
             self.memories.forget_all_but(before.contexts)
@@ -96,6 +116,12 @@ class RunState:
         self.paths.whole.predicted(*predictions)
         if self.terms.stand_in_for_calls and not self.was_called:
             self.step_aside()
+
+    def leave_unrepaired(self, why: str = "") -> None:
+        """From now on no gap is repaired."""
+        if why and self.repair is not None:
+            self.report.note(why)
+        self.repair, self.paths.whole_is_followed = None, self.paths.are_followed
 
     def sampler_adds_noise(self, sigma: SigmaReading) -> bool:
         """Whether it was seen to by now. Waits for the device the first time in an evaluation.
@@ -109,18 +135,36 @@ class RunState:
 
     def step_aside(self) -> None:
         """Someone else answers model calls: from now on no strategy stands in for any."""
-        self.why_computed = "another node answers model calls too"
         self.report.note(ANSWERED_ELSEWHERE)
         aside = [strategy for strategy in self.terms.strategies if strategy.stands_in_for_calls]
+        self._go_on_without(aside, "another node answers model calls too")
+
+    def memory_ran_out(self) -> None:
+        """Drop all that is kept, and go on without the strategy that reserved most of it; if none did, without any."""
+        held = {strategy: self.memories.bytes_reserved(strategy, is_away=None) for strategy in self.terms.strategies}
+        most = [strategy for strategy in held if 0 < held[strategy] == max(held.values())][:1]
+        aside = most or list(self.terms.strategies)
+        self.report.note(NO_MEMORY.format(" and ".join(strategy.title for strategy in aside)))
+        self.memories.clear()
+        self.budget.close_lanes()
+        self._go_on_without(aside, "memory ran out")
+        self.budget.give_back()
+
+    def _go_on_without(self, aside: Collection[Strategy], why: str) -> None:
+        self.why_computed = why
         left = tuple(strategy for strategy in self.terms.strategies if strategy not in aside)
         self.terms = replace(self.terms, strategies=left)
+        self.paths.are_followed = any(strategy.trusts_schedule for strategy in left)
         self.memories.forget_strategies(aside)
+        self.leave_unrepaired()
 
     def free(self) -> None:
         """Drop everything that is kept. The report stays."""
         self.memories.clear()
+        self.budget.close_lanes()
         self.models.forget()
         self.paths.forget()
+        self.leave_unrepaired()
         self.evaluation = Evaluation()
 
 

@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 
 from ..model import Structure
-from ..strategy import COMPUTE, Features, Request, Site, Step, Strategy, same_layout
+from ..strategy import COMPUTE, COMPUTE_ONLY, Features, Request, Site, Step, Strategy, relative_sums, same_layout
+from ..strategy.packed import Packed, away, bytes_packed, packed
 from .memory import BlocksRan
 from .state import CallState
+from .worth import is_fetched_faster, work_of
 
 
 class BranchCall:
@@ -21,7 +23,8 @@ class BranchCall:
 
     def __init__(self, call: CallState, strategy: Strategy, site: Site, may_reuse: bool) -> None:
         self.strategy, self.site, self.may_reuse = strategy, site, may_reuse
-        self.schedule, self.total = call.run.terms.schedule, call.run.terms.ranks.total
+        self.schedule = call.run.terms.schedule
+        self.total = partial(call.run.terms.ranks.total, branches=call.contexts)
         self.note, self.reason, self.order = call.run.report.note, "nothing to reuse yet", 0
         self.measure: float | None = None
         self.threshold: float | None = None
@@ -52,6 +55,8 @@ class Visit:
         self.units = call.model.plan.block_count if site.level == "model" else 1
         self.units_computed = self.units if self.is_excluded else 0
         self.contexts, self._is_separable = call.contexts, True
+        self._tested: list[Features] | None = None  # what the branches were given of the first block
+        self._request: Request | None = None  # the last
 
     def decide(self, given: Sequence[Tensor], in_rows: Sequence[Tensor] = ()) -> Request | Features:
         """What the strategy wants computed first, or what stands in for the site, of all branches.
@@ -79,7 +84,9 @@ class Visit:
     def decide_with(self, computed: Sequence[Tensor]) -> Request | Features:
         """The same, once there is the part that the strategy wanted first. These tensors are given away."""
         parts = self.split(computed)
-        self._is_separable = parts is not None
+        self._is_separable, self._tested = parts is not None, parts
+        if parts is not None and not self._may_reuse and self.strategy.tests_first_block:
+            self._abstain(parts[0][0])
         return COMPUTE if parts is None else self._ask(parts)
 
     def split(self, tensors: Sequence[Tensor]) -> list[Features] | None:
@@ -89,12 +96,25 @@ class Visit:
             return [tuple(tensors)]
         return list(zip(*(tensor.chunk(count) for tensor in tensors))) if self._have_rows(tensors) else None
 
-    def keep(
-        self, parts: list[Features] | None, structure: Structure | None = None, ran: BlocksRan | None = None
-    ) -> None:
-        """The site was computed: each branch keeps what the strategy wants of its share."""
+    def wants(self, parts: list[Features] | None) -> bool:
+        """Whether the branches keep anything of a site that was computed: these are their shares. They must fit."""
         if parts is None or not self._is_separable:
-            return
+            return False
+        run, site = self.call.run, (self.strategy, self.site)
+        tested = self._tested or [()] * len(parts)
+        wanted = [self.strategy.will_hold(self.site, part, first) for part, first in zip(parts, tested)]
+        pays, device = partial(self._is_fetched_faster, parts[0], wanted[0]), self.call.sigma.tensor.device
+        if not run.budget.reserve(run.memories, site, self.memories, wanted, device, pays):
+            return False
+        for memory in self.memories:
+            memory.layout = self._layout
+        return self._request is COMPUTE
+
+    def keep(self, parts: list[Features], structure: Structure | None = None, ran: BlocksRan | None = None) -> None:
+        """Each branch keeps what the strategy wants of its share, which is given away. Ask first whether it `wants`."""
+        dtype, is_away = self.strategy.stored_as(self.site), self._is_away
+        if is_away or dtype is not None:
+            parts = [tuple(self._stored(tensor, dtype, is_away) for tensor in part) for part in parts]
         self._ask(parts)
         if self._asking:
             raise RuntimeError(
@@ -102,8 +122,23 @@ class Visit:
                 f"once, last."
             )
         for memory in self.memories:
-            memory.layout, memory.structure, memory.ran = self._layout, structure, ran
+            memory.structure, memory.ran = structure, ran
         self.has_kept = True
+
+    def copies(self, parts: list[Features]) -> list[Features]:
+        """Of each branch its own, in the form in which the strategy keeps it: what one branch drops is free."""
+        dtype = self.strategy.stored_as(self.site)
+        return [tuple(packed(tensor, dtype, copy=True) for tensor in part) for part in parts]
+
+    def own(self, answer: Features) -> Features:
+        """What stands in, as tensors that nobody holds: the model may write into them."""
+        held = self.memories[0].holds
+        return tuple(tensor.clone() if held(tensor) else tensor for tensor in answer)
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether the strategy wants to keep what is computed."""
+        return self._request is not COMPUTE_ONLY
 
     @property
     def is_excluded(self) -> bool:
@@ -128,20 +163,50 @@ class Visit:
             except StopIteration as stop:
                 self._answers[branch] = stop.value
                 del self._asking[branch]
-        if len(requests) > 1 or (computed and requests - {COMPUTE}):
+        if len(requests) > 1 or (computed and requests - {COMPUTE, COMPUTE_ONLY}):
             raise RuntimeError(
                 f"{self.strategy.title}: around() must ask for the same in all branches: for a part at most once, "
                 f"first, then for the whole. Decide by call.measured(...), which is one number for all branches."
             )
         answers = self._answers
         if requests or not self._may_reuse or any(answer is None for answer in answers):
-            return requests.pop() if requests else COMPUTE
+            self._request = requests.pop() if requests else COMPUTE
+            return self._request
         if len(answers) > 1 and not all(same_layout(answer, answers[0]) for answer in answers):
             return COMPUTE
         self.was_answered = True
         if self.site.level == "model" and self.call.run.terms.on_blocks_left_out is not None:
             self.call.run.terms.on_blocks_left_out()
-        return tuple(answers[0]) if len(answers) == 1 else tuple(map(torch.cat, zip(*answers)))
+        self._answers = []  # the visit stays until the call is over; what it answered is the model's
+        answers = [tuple(each.restored() if isinstance(each, Packed) else each for each in one) for one in answers]
+        if self._is_away:
+            self.call.run.budget.fetch_after(self.call.run.memories, (self.strategy, self.site), self.contexts)
+        return answers[0] if len(answers) == 1 else tuple(map(torch.cat, zip(*answers)))
+
+    def _stored(self, tensor: Tensor, dtype: torch.dtype | None, is_away: bool) -> Tensor:
+        """As the strategy keeps it, and where. The tensor is given away."""
+        kept = packed(tensor, dtype)
+        if not is_away:
+            return kept
+        device = (kept.parts[0] if isinstance(kept, Packed) else kept).device
+        return away(kept, self.call.run.budget.lane(device))
+
+    @property
+    def _is_away(self) -> bool:
+        away = self.call.run.budget.away
+        return bool(away) and (self.strategy, self.site) in away
+
+    def _is_fetched_faster(self, part: Features, held: int) -> bool:
+        """Whether to put one value into main memory, and to fetch all that is kept, takes less time than to compute."""
+        moved = held + bytes_packed(part, self.strategy.stored_as(self.site))
+        parameters = self.call.model.sites.parameters_at(self.strategy, self.site)
+        return is_fetched_faster(moved, work_of(part, self.site.kind, parameters))
+
+    def _abstain(self, part: Tensor) -> None:
+        """Other ranks may measure now, and wait for this one: as it can reuse nothing, what they get is NaN."""
+        ranks = self.call.run.terms.ranks
+        if ranks.group is not None:
+            self.branches[0].measured(lambda _: ranks.abstained(relative_sums(part, part)).max())
 
     def _have_rows(self, tensors: Sequence[Tensor]) -> bool:
         return all(tensor.ndim and tensor.shape[0] % len(self.contexts) == 0 for tensor in tensors)

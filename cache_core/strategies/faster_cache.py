@@ -4,23 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
+from ..strategy.few_steps import few_steps
 from ..strategy.forecast import History
-from ..strategy.setting import counted, setting
+from ..strategy.packed import bytes_packed, cache_device, cache_dtype
+from ..strategy.setting import counted, memory_limit, setting
 from ..strategy.spacing import Broadcast
 from ..strategy.step import Schedule, Step
-from ..strategy.strategy import COMPUTE, CONDITIONAL, Around, Call, Site, Strategy
-from ..strategy.windows import check_windows, ends_at, is_open, obstacle_in, starts_at
+from ..strategy.strategy import COMPUTE, COMPUTE_ONLY, CONDITIONAL, Around, Call, Site, Strategy
+from ..strategy.tensors import Features, split_frequencies
+from ..strategy.windows import closed_windows, ends_at, is_open, may_open, obstacle_in, starts_at
 
-WINDOWS = (
-    "spatial_attention_timestep_skip",
-    "temporal_attention_timestep_skip",
-    "unconditional_batch_timestep_skip",
-    "low_frequency_weight_update",
-    "high_frequency_weight_update",
-)
+STRENGTHENS = "strengthens the prompt"
+WEIGHED = ("low_frequency_weight_update", "high_frequency_weight_update")  # windows
+PICTURES = (4, 5)  # dimensions of what has frequencies: pictures and videos
 
 
 @dataclass
@@ -48,17 +46,26 @@ class FasterCache(Strategy):
     changed since the one before. A skipped prediction without the prompt is the one with it plus how the two differed
     last, low and high frequencies apart: early steps decide large shapes, late ones detail, and that part of the
     difference is raised a little. The published code raises the stored difference again in each skipped step; here it
-    stays as it was measured. Holds two outputs of each attention for each branch, and two float32 latents.
+    stays as it was measured. Holds two outputs of each attention for each branch, and two float32 latents: twice
+    attentions * tokens * channels * bytes * branches, and little more.
     """
 
     title = "FasterCache"
-    summary = "Extrapolates every other attention and estimates most predictions for the negative prompt."
+    summary = (
+        "Makes sampling with a negative prompt faster. Extrapolates every other attention and estimates most "
+        "predictions for the negative prompt."
+    )
     source = "FasterCache, arXiv 2410.19355"
     aliases = ("CFG cache", "negative prompt", "skip CFG", "attention cache")
     levels = ("attention", "guidance")
 
     def new_state(self, site: Site) -> AttentionState | GuidanceState:
         return GuidanceState() if site.level == "guidance" else AttentionState()
+
+    def will_hold(self, site: Site, features: Features, tested: Features = ()) -> int:
+        if site.level == "attention":
+            return 2 * bytes_packed(features, self.stored_as(site))
+        return 8 * features[0].numel() if features[0].ndim in PICTURES else 0  # low and high frequencies in float32
 
     def around(self, call: Call, state: AttentionState | GuidanceState) -> Around:
         return self._unconditional(call, state) if call.site.level == "guidance" else self._attention(call, state)
@@ -67,15 +74,20 @@ class FasterCache(Strategy):
         kind, skip_range = call.site.kind, self._range_of(call.site)
         if call.may_reuse and not is_open(self, f"{kind}_attention_timestep_skip", call.step):
             call.reason = f"outside the timesteps of {kind} attention"
-        elif call.may_reuse and state.broadcast.goes_on(call.step, skip_range):
+        elif call.may_reuse and len(state.outputs) and self._goes_on(call.step, state.broadcast, skip_range):
             call.reason = f"{kind} attention is computed once in {skip_range} steps"
             call.order = len(state.outputs) - 1
             change = self._attention_weight(call.site) if call.order else 0.0
             return state.outputs.combined([1 + change, -change][: call.order + 1])
         elif call.may_reuse:
             call.reason = f"{kind} attention was extrapolated in {counted(skip_range - 1, 'step')}"
-        state.outputs.add(call.step.time, (yield COMPUTE))
-        state.broadcast.begin(call.step)
+        if may_open(self, f"{kind}_attention_timestep_skip", call.schedule, call.step, 2):
+            state.outputs.make_room(call.step.time)
+            state.outputs.add(call.step.time, (yield COMPUTE))
+            state.broadcast.begin(call.step)
+        else:
+            state.outputs = History(capacity=2)
+            yield COMPUTE_ONLY
 
     def _unconditional(self, call: Call, state: GuidanceState) -> Around:
         if call.may_reuse and state.low is not None and self._skips_unconditional(call.step, state):
@@ -84,7 +96,7 @@ class FasterCache(Strategy):
             estimate = conditional + self._low_weight(call.step) * state.low + self._high_weight(call.step) * state.high
             return (estimate.to(conditional.dtype),)
         conditional, unconditional = yield COMPUTE
-        if conditional.ndim not in (4, 5):
+        if conditional.ndim not in PICTURES:
             call.note(
                 f"the negative prompt is not estimated: the model's output has {conditional.ndim} dimensions, and only "
                 f"pictures (4) and videos (5) have frequencies along height and width"
@@ -96,6 +108,10 @@ class FasterCache(Strategy):
     def _skips_unconditional(self, step: Step, state: GuidanceState) -> bool:
         within = is_open(self, "unconditional_batch_timestep_skip", step)
         return within and state.broadcast.goes_on(step, self.unconditional_batch_skip_range)
+
+    def _goes_on(self, step: Step, broadcast: Broadcast, skip_range: int) -> bool:
+        """Whether what is kept of an attention serves this step too."""
+        return broadcast.goes_on(step, skip_range)
 
     def _attention_weight(self, site: Site) -> float:
         return self.attention_weight
@@ -116,35 +132,38 @@ class FasterCache(Strategy):
 
     @property
     def is_off(self) -> bool:
-        ranges = (self.spatial_attention_block_skip_range, self.temporal_attention_block_skip_range)
-        return max(*ranges, self.unconditional_batch_skip_range) == 1
+        return not self._windows
 
     def obstacle(self, schedule: Schedule) -> str:
+        return obstacle_in(self, self._windows, schedule)
+
+    @property
+    def contradiction(self) -> str:
+        return closed_windows(self, [*self._windows, *(WEIGHED if self.unconditional_batch_skip_range > 1 else ())])
+
+    @property
+    def _windows(self) -> list[str]:
+        """Those in which something is skipped."""
         ranges = {
             "spatial_attention": self.spatial_attention_block_skip_range,
             "temporal_attention": self.temporal_attention_block_skip_range,
             "unconditional_batch": self.unconditional_batch_skip_range,
         }
-        wanted = [f"{name}_timestep_skip" for name, skip_range in ranges.items() if skip_range > 1]
-        return obstacle_in(self, wanted, schedule)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_windows(self, *WINDOWS)
+        return [f"{name}_timestep_skip" for name, skip_range in ranges.items() if skip_range > 1]
 
     # The settings, and what a user reads of them
 
     spatial_attention_block_skip_range: int = setting(
         2,
-        "Compute self-attention once in this many steps and extrapolate it in between. Higher is faster and less "
-        "faithful. Usual: 2; 1 is off and holds much less memory.",
+        "Higher is faster and less faithful. Compute self-attention once in this many steps and extrapolate it in "
+        "between. Usual: 2; 1 is off and holds much less memory.",
         minimum=1,
         maximum=20,
     )
     temporal_attention_block_skip_range: int = setting(
         1,
-        "The same for temporal attention, in the few models that have it apart from spatial attention. Higher is "
-        "faster and less faithful. Usual: 1, which is off, or 2 where there is some.",
+        "Higher is faster and less faithful. The same for temporal attention, in the few models that have it apart "
+        "from spatial attention. Usual: 1, which is off, or 2 where there is some.",
         minimum=1,
         maximum=20,
     )
@@ -154,52 +173,43 @@ class FasterCache(Strategy):
     temporal_attention_timestep_skip_end: int = ends_at(681, "Skip temporal attention")
     attention_weight: float = setting(
         0.5,
-        "How much of the last change of an attention's output is expected again in a skipped step. Higher continues "
-        "it further; 0 reuses the last output as it is. Usual: 0.5.",
+        "Higher continues the last change further; 0 reuses the last output as it is. How much of the last change of "
+        "an attention's output is expected again in a skipped step. Usual: 0.5.",
         minimum=0.0,
         maximum=1.0,
         step=0.05,
     )
     unconditional_batch_skip_range: int = setting(
         5,
-        "Run the model for the negative prompt once in this many steps and estimate its prediction in between. With "
-        "guidance this nearly halves the work. Higher is faster and less faithful. Usual: 2 to 5; 1 is off.",
+        "Higher is faster and less faithful. Run the model for the negative prompt once in this many steps and "
+        "estimate its prediction in between. With guidance this nearly halves the work. Usual: 2 to 5; 1 is off.",
         minimum=1,
         maximum=20,
+        is_first=True,
     )
     unconditional_batch_timestep_skip_start: int = starts_at(-1, "Skip the negative prompt")
     unconditional_batch_timestep_skip_end: int = ends_at(641, "Skip the negative prompt")
     alpha_low_frequency: float = setting(
         1.1,
-        "Weight of the low frequencies (large shapes) of the difference between the prompts, within their window of "
-        "timesteps. Higher strengthens the prompt there. Usual: 1 to 1.2; 1 leaves them as they were measured.",
+        "Higher strengthens the prompt. Weight of the low frequencies (large shapes) of the difference between the "
+        "prompts, within their window of timesteps. Usual: 1 to 1.2; 1 leaves them as they were measured.",
         minimum=0.0,
         maximum=2.0,
         step=0.05,
     )
     alpha_high_frequency: float = setting(
         1.1,
-        "Weight of the high frequencies (detail) of the difference between the prompts, within their window of "
-        "timesteps. Higher strengthens the prompt there. Usual: 1 to 1.2; 1 leaves them as they were measured.",
+        "Higher strengthens the prompt. Weight of the high frequencies (detail) of the difference between the "
+        "prompts, within their window of timesteps. Usual: 1 to 1.2; 1 leaves them as they were measured.",
         minimum=0.0,
         maximum=2.0,
         step=0.05,
     )
-    low_frequency_weight_update_start: int = starts_at(99, "Weigh the low frequencies")
-    low_frequency_weight_update_end: int = ends_at(901, "Weigh the low frequencies")
-    high_frequency_weight_update_start: int = starts_at(-1, "Weigh the high frequencies")
-    high_frequency_weight_update_end: int = ends_at(301, "Weigh the high frequencies")
-
-
-def split_frequencies(latent: Tensor) -> tuple[Tensor, Tensor]:
-    """Low and high frequencies along the last two axes, (..., height, width); their sum is the latent.
-
-    Low is what lies within a fifth of the shorter side around frequency zero, as published. Kept as pictures, not as
-    spectra: weighing and adding them needs no transform, as the transform is linear.
-    """
-    height, width = latent.shape[-2:]
-    rows = torch.fft.fftfreq(height, 1 / height, device=latent.device)
-    columns = torch.fft.rfftfreq(width, 1 / width, device=latent.device)
-    is_low = rows[:, None] ** 2 + columns[None] ** 2 <= (min(height, width) // 5) ** 2  # (height, width // 2 + 1)
-    low = torch.fft.irfft2(torch.fft.rfft2(latent) * is_low, s=(height, width))
-    return low, latent - low
+    low_frequency_weight_update_start: int = starts_at(99, "Weigh the low frequencies", STRENGTHENS)
+    low_frequency_weight_update_end: int = ends_at(901, "Weigh the low frequencies", STRENGTHENS)
+    high_frequency_weight_update_start: int = starts_at(-1, "Weigh the high frequencies", STRENGTHENS)
+    high_frequency_weight_update_end: int = ends_at(301, "Weigh the high frequencies", STRENGTHENS)
+    memory_limit_gb: float = memory_limit("attentions", 2, "3", "6", "50", "115", "38")
+    few_steps: str = few_steps()
+    cache_device: str = cache_device("attentions")
+    cache_dtype: str = cache_dtype()

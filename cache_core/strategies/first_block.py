@@ -7,11 +7,18 @@ from math import sqrt
 
 from torch import Tensor
 
+from ..strategy.few_steps import CHOICES, DRAFT
 from ..strategy.forecast import History, safe_weights, safe_weights_on_device
-from ..strategy.setting import setting
+from ..strategy.repairing import repair
+from ..strategy.setting import setting, sizes
 from ..strategy.step import Schedule
 from ..strategy.strategy import COMPUTE, FIRST_BLOCK, Around, Call, Site, Strategy
-from ..strategy.tensors import relative_change, sampled_tokens
+from ..strategy.tensors import Features, bytes_of, relative_change, worst_change
+
+GUARDS = MEAN, WORST_FRAME = ("mean", "worst frame")
+
+HIGHEST_REPAIRED = 0.2  # threshold: above it gaps are so long that what is kept belongs to another path
+TOO_HIGH = f"residual_diff_threshold is above {HIGHEST_REPAIRED:g}"
 
 
 @dataclass
@@ -19,6 +26,7 @@ class FirstBlockState:
     """What one branch remembers of its last computed calls."""
 
     first: History  # residuals of the first block, main stream, about a thousand tokens: (rows, tokens, channels)
+    # with a guard also those of the latent's parts, (rows * frames, tokens, channels)
     rest: History  # what the other blocks added
     hits: int = 0  # reused calls since the last computed one
     drift: float = 0.0  # how far off the first block was in these, added up
@@ -32,49 +40,64 @@ class FirstBlockCache(Strategy):
     they were in the last computed call; that is `max_order=0`. By default they are expected on a straight line along
     sigma through the last two, and the test asks how far the first block is off that line. Over reused calls in a row
     this adds up. It counts more in a step that goes a long way in sigma (by the square root of its length, measured
-    best at flow shifts 1 to 6; on an even schedule all count alike). A batch is as far off as its worst row.
+    best at flow shifts 1 to 6; on an even schedule all count alike). A batch is as far off as its worst row; with
+    `guard`, which is ours, as its sound or its worst frame where these are further off. Holds
+    `max_order + 1` times what the skipped blocks add: streams * tokens * channels * bytes * branches.
     """
 
     title = "First Block Cache"
-    summary = "Runs the first block of every step and skips the others where it barely changed."
+    summary = "Makes sampling faster. Runs the first block of every step and skips the others where it barely changed."
     source = "ParaAttention; TeaCache, arXiv 2411.19108"
     aliases = ("FBCache", "FBC", "WaveSpeed", "ParaAttention", "TeaCache", "EasyCache", "DBCache", "cache-dit")
     levels = ("model",)
     trusts_schedule = False
+    tests_first_block = True
+    adds_up = True  # how far off the first block is, over reused calls in a row
 
     def new_state(self, site: Site) -> FirstBlockState:
         return FirstBlockState(first=History(self.max_order + 1), rest=History(self.max_order + 1))
 
+    def will_hold(self, site: Site, features: Features, tested: Features = ()) -> int:
+        return (self.max_order + 1) * bytes_of((*features, *tested))
+
     def around(self, call: Call, state: FirstBlockState) -> Around:
-        (residual,) = yield FIRST_BLOCK
-        residual = sampled_tokens(residual)
-        if call.may_reuse and self._is_as_expected(call, residual, state):
+        tested = yield FIRST_BLOCK
+        if call.may_reuse and self._is_as_expected(call, tested, state):
             weights = safe_weights(state.rest.nodes, call.step.time, self.max_order)
             call.order = len(weights) - 1
             return state.rest.combined(weights)
+        state.first.make_room(call.step.time)
+        state.rest.make_room(call.step.time)
         rest = yield COMPUTE
-        state.first.add(call.step.time, (residual,))
+        state.first.add(call.step.time, tested)
         state.rest.add(call.step.time, rest)
         state.hits, state.drift = 0, 0.0
 
-    def _is_as_expected(self, call: Call, residual: Tensor, state: FirstBlockState) -> bool:
+    def _is_as_expected(self, call: Call, tested: Features, state: FirstBlockState) -> bool:
         def change(time: Tensor) -> Tensor:
-            (expected,) = state.first.combined(safe_weights_on_device(state.first.nodes, time, self.max_order))
-            return relative_change(residual, expected, call.total)
+            expected = state.first.combined(safe_weights_on_device(state.first.nodes, time, self.max_order))
+            if self.guard != MEAN:
+                return worst_change(tested, expected, call.total)
+            return relative_change(tested[0], expected[0], call.total)
 
-        drift = state.drift + call.measured(change) * sqrt(abs(call.step.length))
+        changed = call.measured(change)
+        drift = state.drift + changed * sqrt(abs(call.step.length)) if self.adds_up else changed
         call.measure, call.threshold = drift, self.residual_diff_threshold
         if not call.schedule.is_within(call.step, self.start_percent, self.end_percent):
             call.reason = "outside start_percent to end_percent"
         elif state.hits == self.max_consecutive_cache_hits:
             call.reason = f"{state.hits} reused in a row"
-        elif not state.drift < drift < self.residual_diff_threshold:  # NaN, or no change at all: tells nothing
+        elif not (changed > 0 and drift < self.residual_diff_threshold):  # NaN, or no change at all: tells nothing
             call.reason = f"change {drift:.3g}, threshold {self.residual_diff_threshold:g}"
         else:
             call.reason = f"change {drift:.3g} under {self.residual_diff_threshold:g}"
             state.hits, state.drift = state.hits + 1, drift
             return True
         return False
+
+    @property
+    def tests_parts(self) -> bool:
+        return self.guard != MEAN
 
     @property
     def is_off(self) -> bool:
@@ -86,53 +109,71 @@ class FirstBlockCache(Strategy):
             return ""
         return "no step after the first is within start_percent to end_percent"
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.start_percent > self.end_percent:
-            raise ValueError(
-                f"{self.title}: start_percent {self.start_percent} is after end_percent {self.end_percent}, so nothing "
-                f"would ever be reused. Lower start_percent or raise end_percent."
-            )
+    @property
+    def contradiction(self) -> str:
+        if self.start_percent <= self.end_percent:
+            return ""
+        told = f"start_percent {self.start_percent:g} is after end_percent {self.end_percent:g}"
+        return f"{told}: lower the one or raise the other"
+
+    def why_unrepaired(self, schedule: Schedule) -> str:
+        return TOO_HIGH if self.residual_diff_threshold > HIGHEST_REPAIRED else ""
 
     # The settings, and what a user reads of them
 
     residual_diff_threshold: float = setting(
         0.12,
-        "How far the first block's residual may be, relative to its size, from what was expected of it before the "
-        "whole model is computed again. Higher is faster and less faithful. Usual: 0.08 careful, 0.12 balanced, 0.2 "
+        "Higher is faster and less faithful. How far the first block's residual may be, relative to its size, from "
+        "what was expected of it before the whole model is computed again. Usual: 0.08 careful, 0.12 balanced, 0.2 "
         "and more visibly different; 0 never reuses.",
         minimum=0.0,
         maximum=1.0,
         step=0.005,
+        is_first=True,
     )
     start_percent: float = setting(
         0.0,
-        "Reuse only after this share of the sampling. Higher is slower and keeps the composition closer to that of the "
-        "uncached picture. Usual: 0 to 0.3.",
+        "Higher is slower and keeps the composition closer to that of the uncached picture. Reuse only after this "
+        "share of the sampling. Usual: 0 to 0.3.",
         minimum=0.0,
         maximum=1.0,
         step=0.01,
     )
     end_percent: float = setting(
         1.0,
-        "Reuse only before this share of the sampling. Lower is slower and computes more of the last, detail-making "
-        "steps in full. Usual: 0.8 to 1.",
+        "Lower is slower and computes more of the last, detail-making steps in full. Reuse only before this share of "
+        "the sampling. Usual: 0.8 to 1.",
         minimum=0.0,
         maximum=1.0,
         step=0.01,
     )
     max_consecutive_cache_hits: int = setting(
         -1,
-        "Compute after this many reused steps in a row, whatever the change. Lower is slower and more faithful. Usual: "
+        "Lower is slower and more faithful. Compute after this many reused steps in a row, whatever the change. Usual: "
         "-1, which is unlimited, or 2 to 4 to be careful; 0 never reuses.",
         minimum=-1,
         maximum=100,
     )
     max_order: int = setting(
         1,
-        "How what the skipped blocks add is predicted: 0 reuses it unchanged, as published; 1 continues it along a "
-        "straight line, usually closer to the uncached picture; 2 and 3 follow a curve. Higher holds more memory. "
-        "Usual: 1.",
+        "Higher holds more memory. How what the skipped blocks add is predicted: 0 reuses it unchanged, as published; "
+        "1 continues it along a straight line, usually closer to the uncached picture; 2 and 3 follow a curve. "
+        f"At 1 it holds: {sizes('0.1', '0.1', '1.3', '2.9', '0.8')}. Usual: 1.",
         minimum=0,
         maximum=3,
     )
+    few_steps: str = setting(
+        DRAFT,
+        "Runs of few steps: 'draft' goes by the threshold, 'compute all' skips none.",
+        choices=CHOICES,
+        shown=False,
+    )
+    guard: str = setting(
+        MEAN,
+        "What is compared with residual_diff_threshold. 'mean': the change of the picture or video as a whole. 'worst "
+        "frame': that of the sound, or of the frame that changes most, where it is larger; slower, and more faithful "
+        "to videos whose sound or a few frames change while the rest stands still. Usual: 'mean'.",
+        choices=GUARDS,
+        is_optional=True,
+    )
+    repair: str = repair()

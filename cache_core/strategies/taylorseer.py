@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
 import torch
 
+from ..strategy.few_steps import few_steps
 from ..strategy.forecast import History, recursion_weights, safe_weights
-from ..strategy.setting import check_expressions, counted, setting
-from ..strategy.spacing import published_steps, sigma_spaced_steps, steps_between_turns
+from ..strategy.packed import cache_device
+from ..strategy.repairing import repair, why_too_long
+from ..strategy.setting import check_dtype, check_expressions, counted, fits, memory_limit, setting
+from ..strategy.spacing import nothing_between, published_steps, sigma_spaced_steps, steps_between_turns
 from ..strategy.step import OpenSchedule, Schedule, Step
 from ..strategy.strategy import COMPUTE, Around, Call, Level, Site, Strategy
+from ..strategy.tensors import Features
 
 NOISE_IS_ADDED = (
     "the sampler moves the latent in ways that the model's predictions do not explain (it adds noise, say), so "
@@ -35,19 +38,18 @@ class TaylorSeerCache(Strategy):
 
     TaylorSeer, arXiv 2503.06923. The published forecast is a Taylor series in the step index whose differences do not
     fit the real distances; ours is the polynomial through the stored outputs at their real sigmas, of an order that
-    drops by itself where it would magnify errors (`weights="recursion"` is the published one). What is forecast is by
-    default one tensor, the model's output, not one per module. A step that is computed is so once for each sigma: what
-    Heun's method asks for at the next step's sigma is that step's computation. Of a sampler that adds noise no trend is
-    continued: the last output is reused.
+    drops by itself where it would magnify errors (`weights="recursion"` is the published one). A step is computed once
+    for each sigma (Heun's method asks twice). Of a sampler that adds noise no trend is continued: the last output is
+    reused. Holds `max_order + 1` outputs of each site for each branch; at level model, of each stream.
     """
 
     title = "TaylorSeer Cache"
-    summary = "Computes some steps in full and forecasts the others from them."
+    summary = "Makes sampling faster. Computes some steps in full and forecasts the others from them."
     source = "TaylorSeer, arXiv 2503.06923"
     aliases = ("Taylor", "forecast", "skip steps", "Spectrum", "HiCache", "cache-dit")
 
     def new_state(self, site: Site) -> TaylorSeerState:
-        return TaylorSeerState(History(capacity=self.max_order + 1, dtype=self.taylor_factors_dtype))
+        return TaylorSeerState(History(capacity=self.max_order + 1))
 
     def around(self, call: Call, state: TaylorSeerState) -> Around:
         computes = self._computes(call, state)
@@ -55,8 +57,15 @@ class TaylorSeerCache(Strategy):
             weights = self._weights(call, state.outputs.nodes)
             call.order = len(weights) - 1
             return state.outputs.combined(weights)
+        state.outputs.make_room(self._node(call.step))
         state.outputs.add(self._node(call.step), (yield COMPUTE))
         state.step = call.step.index
+
+    def will_hold(self, site: Site, features: Features, tested: Features = ()) -> int:
+        return (self.max_order + 1) * super().will_hold(site, features)
+
+    def stored_as(self, site: Site) -> torch.dtype | None:
+        return self.taylor_factors_dtype
 
     def _computes(self, call: Call, state: TaylorSeerState) -> bool:
         step, schedule = call.step, call.schedule
@@ -66,19 +75,16 @@ class TaylorSeerCache(Strategy):
         planned = self.computed_steps(schedule)
         is_planned = step.index in planned or any(state.step < index < step.index for index in planned)  # or overdue
         if is_planned and not state.outputs.has(self._node(step)):
-            call.reason = "planned"
+            call.reason = f"planned by warm-up {self.disable_cache_before_step} and interval {self.cache_interval}"
             return True
-        if is_planned and call.may_reuse:
-            call.reason = "computed at this sigma already"
-            return False
         if call.may_reuse:
-            call.reason = f"between computed steps, interval {self.cache_interval}"
+            between = f"between computed steps, interval {self.cache_interval}"
+            call.reason = "computed at this sigma already" if is_planned else between
         return False
 
     def _weights(self, call: Call, nodes: list[float]) -> list[float]:
-        order = self.max_order
-        if call.adds_noise and order > 0:
-            order = 0
+        order = 0 if call.adds_noise else self.max_order
+        if order < self.max_order:
             call.note(NOISE_IS_ADDED)
         if self.weights == "sigma":
             return safe_weights(nodes, call.step.time, order)
@@ -102,69 +108,74 @@ class TaylorSeerCache(Strategy):
 
     def modules_in(self, block: str, modules: list[str]) -> list[str]:
         wanted = self.cache_identifiers or (ATTENTION_OR_FEED_FORWARD,)
-        fitting = [name for name in modules if _fits(name, wanted)]
+        fitting = [name for name in modules if fits(name, wanted)]
         if not fitting and self.cache_identifiers is None:
             fitting = [block]  # as published for single blocks: what the whole block gives
-        return [name for name in fitting if not _fits(name, self.skip_predict_identifiers or ())]
+        return [name for name in fitting if not fits(name, self.skip_predict_identifiers or ())]
 
     @property
     def is_off(self) -> bool:
         return self.cache_interval == 1
 
     def obstacle(self, schedule: Schedule) -> str:
-        computed = set(self.computed_steps(schedule))
-        if self.disable_cache_after_step >= 0:
-            computed |= set(range(self.disable_cache_after_step, schedule.count))
-        if len(computed) < schedule.count:
-            return ""
+        if len(self.computed_steps(schedule)) < schedule.count:
+            before, after = self.disable_cache_before_step, self.disable_cache_after_step
+            return "" if len(self._computed(schedule)) < schedule.count else nothing_between(before, after)
         warm_up = f"warm-up {self.disable_cache_before_step} and interval {self.cache_interval}"
         return f"{counted(schedule.count, 'step')} {'is' if schedule.count == 1 else 'are'} too few for {warm_up}"
 
+    def _computed(self, schedule: Schedule) -> set[int]:
+        late = self.disable_cache_after_step
+        return {*self.computed_steps(schedule), *(range(late, schedule.count) if late >= 0 else ())}
+
+    def why_unrepaired(self, schedule: Schedule) -> str:
+        is_known = self.cache_level in ("output", "model")
+        return why_too_long(schedule, self._computed(schedule)) if is_known else f"cache_level is {self.cache_level}"
+
+    def forecast_from(self, state: TaylorSeerState) -> History:
+        return state.outputs
+
+    @property
+    def contradiction(self) -> str:
+        before, after = self.disable_cache_before_step, self.disable_cache_after_step
+        return nothing_between(before, after) if 0 <= after <= before else ""
+
     def __post_init__(self) -> None:
         super().__post_init__()
-        before, after = self.disable_cache_before_step, self.disable_cache_after_step
-        if 0 <= after <= before:
-            raise ValueError(
-                f"{self.title}: disable_cache_after_step is {after} and disable_cache_before_step is {before}, so "
-                f"every step would be computed. Set disable_cache_after_step above {before}, or to -1 for never."
-            )
         for name in ("cache_identifiers", "skip_predict_identifiers"):
             expressions = getattr(self, name)
             check_expressions(self.title, name, expressions)
             object.__setattr__(self, name, None if expressions is None else tuple(expressions))
-        dtype = self.taylor_factors_dtype
-        if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-            raise ValueError(
-                f"{self.title}: taylor_factors_dtype is {dtype!r}. Set it to a floating-point torch.dtype, or to None."
-            )
+        check_dtype(self.title, "taylor_factors_dtype", self.taylor_factors_dtype)
 
     # The settings, and what a user reads of them
 
     cache_interval: int = setting(
-        4,
-        "Compute about one in this many steps and forecast the others. Higher is faster and less faithful. Usual: 2 "
+        3,
+        "Higher is faster and less faithful. Compute about one in this many steps and forecast the others. Usual: 2 "
         "careful, 3 balanced, 4 to 5 fast; 1 computes every step.",
         minimum=1,
         maximum=20,
+        is_first=True,
     )
     max_order: int = setting(
         1,
-        "Highest order of the forecast: 0 reuses the last output, 1 follows a straight line, 2 and 3 a curve. Higher "
-        "holds more memory and needs more computed steps. Usual: 1.",
+        "Higher holds more memory and needs more computed steps. Highest order of the forecast: 0 reuses the last "
+        "output, 1 follows a straight line, 2 and 3 a curve. Usual: 1.",
         minimum=0,
         maximum=3,
     )
     disable_cache_before_step: int = setting(
         3,
-        "Warm-up: compute this many steps at the start, where the picture's composition is decided. Higher is slower "
-        "and more faithful. With spacing 'sigma' they are spread over the noise that these steps would cover on an "
-        "evenly spaced schedule. Usual: 2 to 5.",
+        "Higher is slower and more faithful. Warm-up: compute this many steps at the start, where the picture's "
+        "composition is decided. With spacing 'sigma' they are spread over the noise that these steps would cover on "
+        "an evenly spaced schedule. Usual: 2 to 5.",
         minimum=0,
         maximum=1000,
     )
     disable_cache_after_step: int = setting(
         -1,
-        "Compute every step from this one on, to render fine detail in full. Lower is slower and more faithful. Usual: "
+        "Lower is slower and more faithful. Compute every step from this one on, to render fine detail in full. Usual: "
         "-1, which is never.",
         minimum=-1,
         maximum=1000,
@@ -183,6 +194,10 @@ class TaylorSeerCache(Strategy):
         "'steps': every so many steps, as published. Usual: 'sigma'.",
         choices=("sigma", "steps"),
     )
+    memory_limit_gb: float = memory_limit("blocks or modules", 2, "3/3", "6/12", "50/150", "115/346", "38/77")
+    few_steps: str = few_steps()
+    cache_device: str = cache_device("blocks or modules")
+    repair: str = repair()
     weights: str = setting(
         "sigma",
         "'sigma': the polynomial through the stored outputs at their real sigmas. 'recursion': as published, in steps.",
@@ -198,7 +213,3 @@ class TaylorSeerCache(Strategy):
     taylor_factors_dtype: torch.dtype | None = setting(  # noqa: RUF009 - it makes a dataclass field
         None, "What to store outputs in; None keeps their own, and torch.bfloat16 halves float32's memory.", shown=False
     )
-
-
-def _fits(name: str, expressions: tuple[str, ...]) -> bool:
-    return any(re.fullmatch(expression, name) for expression in expressions)

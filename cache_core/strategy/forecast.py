@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .packed import Kept, Packed
 from .step import is_same
 from .tensors import Features, same_layout
 
@@ -75,10 +76,12 @@ def recursion_weights(nodes: Sequence[float], at: float, order: int) -> list[flo
     return weights
 
 
-def weighted_sum(tensors: Sequence[Tensor], weights: Sequence[float | Tensor], dtype: torch.dtype) -> Tensor:
+def weighted_sum(tensors: Sequence[Kept], weights: Sequence[float | Tensor], dtype: torch.dtype) -> Tensor:
     """The sum of weight * tensor, accumulated in float32 and rounded once. Always a new tensor."""
-    accumulator = tensors[0].to(torch.promote_types(tensors[0].dtype, torch.float32), copy=True).mul_(weights[0])
-    for tensor, weight in zip(tensors[1:], weights[1:]):
+    tensors = (each.restored() if isinstance(each, Packed) else each for each in tensors)  # one at a time
+    newest = next(tensors)
+    accumulator = newest.to(torch.promote_types(newest.dtype, torch.float32), copy=True).mul_(weights[0])
+    for tensor, weight in zip(tensors, weights[1:]):
         if isinstance(weight, Tensor):
             accumulator.addcmul_(tensor, weight)
         else:
@@ -91,7 +94,6 @@ class History:
     """The last few outputs of one site and where they belong on an axis (sigma or step index), newest first."""
 
     capacity: int
-    dtype: torch.dtype | None = None  # what to store in; None keeps the output's own
     nodes: list[float] = field(default_factory=list)
     features: list[Features] = field(default_factory=list)
     _dtypes: tuple[torch.dtype, ...] = ()
@@ -103,18 +105,27 @@ class History:
         """Whether the newest value is that of this node."""
         return bool(self.nodes) and is_same(self.nodes[0], node)
 
+    def make_room(self, node: float) -> None:
+        """Drop what the value of this node, which is about to be computed, will replace."""
+        kept = [(known, value) for known, value in zip(self.nodes, self.features) if not is_same(known, node)]
+        kept = kept[: self.capacity - 1]
+        self.nodes, self.features = [known for known, _ in kept], [value for _, value in kept]
+
     def add(self, node: float, features: Features) -> None:
         """Keep these outputs, which the caller gives away. One node has one value; other shapes start anew."""
         if self.features and not same_layout(features, self.features[0]):
             self.nodes, self.features = [], []
         self._dtypes = tuple(tensor.dtype for tensor in features)
-        if self.dtype is not None:
-            features = tuple(tensor.to(self.dtype) for tensor in features)
-        kept = [(known, value) for known, value in zip(self.nodes, self.features) if not is_same(known, node)][
-            : self.capacity - 1
-        ]
-        self.nodes = [node, *(known for known, _ in kept)]
-        self.features = [features, *(value for _, value in kept)]
+        self.make_room(node)
+        self.nodes, self.features = [node, *self.nodes], [features, *self.features]
+
+    def newest_moved(self, by: Tensor, times: float) -> Features:
+        """The newest outputs with so many times this tensor added; none where they are not just one like it."""
+        newest = self.features[0] if self.features else ()
+        if len(newest) != 1 or not isinstance(newest[0], Tensor) or newest[0].shape != by.shape:
+            return ()
+        moved = newest[0].to(torch.promote_types(newest[0].dtype, torch.float32))
+        return (moved.add(by.to(moved.device), alpha=times).to(newest[0].dtype),)
 
     def combined(self, weights: Sequence[float | Tensor]) -> Features:
         """Weighted sums of the newest outputs, as many as there are weights."""

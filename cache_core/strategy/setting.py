@@ -7,6 +7,8 @@ import reprlib
 from dataclasses import field
 from typing import Any
 
+import torch
+
 
 def setting(
     default: Any,
@@ -17,13 +19,37 @@ def setting(
     choices: tuple[str, ...] = (),
     step: float | None = None,
     shown: bool = True,
+    is_first: bool = False,
+    is_optional: bool = False,
 ) -> Any:
     """A field of a strategy: its default, its range or choices, and the words a user reads.
 
-    `shown=False` keeps it off the node: for scripts and for parity with other implementations.
+    `shown=False` keeps it off the node: for scripts and for parity with other implementations. `is_first` is for
+    the one setting to turn: ComfyUI shows the others among the advanced ones. `is_optional` lets prompts go without it
+    that were saved before there was this setting.
     """
     metadata = dict(help=help, minimum=minimum, maximum=maximum, choices=choices, step=step, shown=shown)
-    return field(default=default, metadata=metadata)
+    return field(default=default, metadata=metadata | dict(is_first=is_first, is_optional=is_optional))
+
+
+def sizes(*each: str) -> str:
+    """GiB that README's table says a cache wants, of pictures of 1024 x 1024 and videos of 81 frames."""
+    told = "Flux {} GB, Qwen-Image {} GB, Wan 14B {} GB (480p), {} GB (720p), MiniMax-H3 {} GB"
+    return told.format(*each)
+
+
+def memory_limit(sites: str, outputs: int, *each: str) -> Any:
+    """The setting `memory_limit_gb`, in GiB, and what one or two outputs of each site take of some models."""
+    return setting(
+        0.0,
+        f"Lower is slower. Memory that this cache may hold, in GB; the {sites} that do not fit always run. "
+        f"{('One output', 'Two outputs')[outputs - 1]} of each for each prompt: {sizes(*each)}. Usual: 0, which is "
+        "what is free beside the model.",
+        minimum=0.0,
+        maximum=1000.0,
+        step=0.5,
+        is_optional=True,
+    )
 
 
 def counted(count: int, noun: str) -> str:
@@ -60,3 +86,14 @@ def check_expressions(title: str, name: str, expressions: object) -> None:
                 f"{title}: {name} holds {expression!r}, which is no regular expression ({error}). "
                 f"Escape its special characters."
             ) from None
+
+
+def fits(name: str, expressions: tuple[str, ...]) -> bool:
+    """Whether the whole name is as one of these says."""
+    return any(re.fullmatch(expression, name) for expression in expressions)
+
+
+def check_dtype(title: str, name: str, dtype: object) -> None:
+    """Raise ValueError for what is no floating-point type, and not None."""
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise ValueError(f"{title}: {name} is {dtype!r}. Set it to a floating-point torch.dtype, or to None.")

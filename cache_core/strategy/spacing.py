@@ -54,6 +54,12 @@ def steps_between_turns(count: int, turns: list[int], warm_up: int, interval: in
     return tuple(sorted(steps | {turn - 1 for turn in turns[1:]}))
 
 
+def nothing_between(before: int, after: int) -> str:
+    """That a warm-up and the steps from another one on leave none, and what to do."""
+    steps = f"disable_cache_before_step {before} and disable_cache_after_step {after}"
+    return f"{steps} leave no step. Raise the latter, or set it to -1 (never)"
+
+
 @dataclass
 class Broadcast:
     """How long a computed value has stood in: for `skip_range - 1` evaluations at most, and for a distance.

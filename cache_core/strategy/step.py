@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -86,6 +87,20 @@ class Schedule:
         above, beneath = sigmas[below], sigmas[min(below + 1, len(sigmas) - 1)]
         return above + (beneath - above) * (position - below)
 
+    @property
+    def expected_count(self) -> int | None:
+        """How many steps the run is to have, where that is known when it begins."""
+        return self.count
+
+    @property
+    def share_of_range(self) -> float:
+        """How much of the model's whole noise range this run covers, 1 being all of it."""
+        first, last = (
+            bisect_left(range(1001), -sigma, key=lambda share: -self._percent_to_sigma(share / 1000)) / 1000
+            for sigma in (self.sigmas[0], self.sigmas[-1])
+        )
+        return abs(last - first)
+
     @cached_property
     def timesteps(self) -> tuple[float, ...]:
         """The timestep of each of the sigmas."""
@@ -110,6 +125,10 @@ class OpenSchedule(Schedule):
         super().__init__([1.0, 0.0], percent_to_sigma, timestep_of, is_flow)
         self._reached: list[float] = []
         self._expected = [sigma for index, sigma in enumerate(expected) if not index or sigma != expected[index - 1]]
+
+    @property
+    def expected_count(self) -> int | None:
+        return len(self._expected) - 1 if self._expected else None
 
     def step_at(self, sigma: float) -> Step:
         """The step that is on: another sigma than before begins the next. Lengths are not known and count as 1."""

@@ -16,7 +16,8 @@
 
 `around` is a generator. What it yields is computed and handed back to it as `Features`, its own to keep; if it returns
 features instead of asking for a computation, they stand in for it. At the level `model` a site is the whole stack of
-blocks and its features are *residuals*: what the blocks add to the streams, one tensor for each chain and stream. At
+blocks and its features are *residuals*: what the blocks add to the streams, one tensor for each chain and stream.
+What the first block alone adds is handed over for about a thousand tokens of the main stream (`sampled_tokens`). At
 the level `guidance` it is the noise prediction without the prompt; its features are both, with the prompt and without.
 """
 
@@ -27,8 +28,13 @@ from dataclasses import dataclass, fields
 from enum import Enum
 from typing import Any, ClassVar, Literal, Protocol, get_args
 
+import torch
 from torch import Tensor
 
+from .few_steps import COMPUTE_ALL, DRAFT, are_few, why_few
+from .forecast import History
+from .packed import AS_COMPUTED, DTYPES, GPU, bytes_packed
+from .repairing import OFF
 from .setting import check
 from .step import Schedule, Step
 from .tensors import Features
@@ -44,11 +50,14 @@ class Request(Enum):
     FIRST_BLOCK = "first block"
     CONDITIONAL = "conditional"
     COMPUTE = "compute"
+    COMPUTE_ONLY = "compute only"
 
 
-FIRST_BLOCK = Request.FIRST_BLOCK  # level model only: the first block; answered with what it adds to the main stream
+FIRST_BLOCK = Request.FIRST_BLOCK  # level model: the first block; answered with what it adds to some of the main stream
+# and, where the strategy `tests_parts`, to some of each part of the latent
 CONDITIONAL = Request.CONDITIONAL  # level guidance only: the prediction with the prompt; answered with it
 COMPUTE = Request.COMPUTE  # all of the site that is not computed yet; answered with its features
+COMPUTE_ONLY = Request.COMPUTE_ONLY  # the same where none of it can be reused: no copy is made, and there is no answer
 Around = Generator[Request, Features, Features | None]
 
 
@@ -107,6 +116,11 @@ class Strategy:
     source: ClassVar[str] = ""  # paper or code it comes from
     aliases: ClassVar[tuple[str, ...]] = ()  # other names under which people look for it
     trusts_schedule: ClassVar[bool] = True  # decides without a look at what is sampled, which is then looked at for it
+    tests_first_block: ClassVar[bool] = False  # asks for FIRST_BLOCK
+    memory_limit_gb = 0.0  # GiB that it may hold; not annotated, for strategies that can hold much make a setting of it
+    cache_device, cache_dtype = GPU, AS_COMPUTED  # where what it keeps lives, and in which form; likewise
+    few_steps = DRAFT  # what to do in runs of few steps; a setting where it matters
+    repair = OFF  # whether gaps between computed steps are repaired; a setting where that is known to help
 
     @property
     def levels(self) -> tuple[Level, ...]:
@@ -119,13 +133,40 @@ class Strategy:
         return not self.is_off and not {"output", "model", "block", "module"}.isdisjoint(self.levels)
 
     @property
+    def tests_parts(self) -> bool:
+        """Whether FIRST_BLOCK is also answered with what it adds to each part of the latent: sound, frames."""
+        return False
+
+    @property
     def is_off(self) -> bool:
         """Whether these settings never reuse anything; then nothing is installed."""
         return False
 
+    @property
+    def contradiction(self) -> str:
+        """Settings that leave no step between them, and what to do, to follow "0 reused: "; "" if there are none."""
+        return ""
+
     def obstacle(self, schedule: Schedule) -> str:
         """Why these settings can reuse nothing on this schedule, in words to follow "0 reused: "; "" if they can."""
         return ""
+
+    def why_resting(self, schedule: Schedule) -> str:
+        """Why it is left out of a run on this schedule: its settings, or that there are few steps; "" if it is not."""
+        if self.contradiction:
+            return self.contradiction
+        if self.few_steps != COMPUTE_ALL or not are_few(schedule):
+            return ""
+        shown = {each.name for each in fields(self) if each.metadata.get("shown")}
+        return why_few(self.title, schedule, "few_steps" in shown)
+
+    def why_unrepaired(self, schedule: Schedule) -> str:
+        """Why gaps that these settings make on this schedule are not repaired, in a few words; "" if they are."""
+        return ""
+
+    def forecast_from(self, state: Any) -> History | None:
+        """Of a state at level output: the outputs that go on in forecasts, which a repair moves; None without any."""
+        return None
 
     def modules_in(self, block: str, modules: list[str]) -> list[str]:
         """Level module only: where to step in inside a block, given the dotted names of the block and its modules."""
@@ -139,6 +180,14 @@ class Strategy:
         """Whether its settings ever reuse anything at sites of this level."""
         kinds = get_args(AttentionKind) if level == "attention" else (None,)
         return level in self.levels and any(self.steps_in_at(Site(level, "", kind=kind)) for kind in kinds)
+
+    def will_hold(self, site: Site, features: Features, tested: Features = ()) -> int:
+        """Bytes that one branch will hold at a site that gives these features, `tested` being those of FIRST_BLOCK."""
+        return bytes_packed(features, self.stored_as(site))
+
+    def stored_as(self, site: Site) -> torch.dtype | None:
+        """The type in which what this site gives is kept; None is its own."""
+        return DTYPES[self.cache_dtype] if site.level == "attention" else None
 
     def new_state(self, site: Site) -> Any:
         """What one branch keeps at one site: a dataclass, made for the run and thrown away."""

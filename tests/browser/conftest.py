@@ -61,6 +61,16 @@ def oldest(chromium):
 
 
 @pytest.fixture(scope="module")
+def newest(server):
+    """The newest ComfyUI with the newest frontend that is known to work."""
+    page = os.environ.get("COMFYUI_NEWEST_FRONTEND", "")
+    if not (Path(page) / "index.html").is_file():
+        pytest.skip("no frontend 1.58.1: set COMFYUI_NEWEST_FRONTEND to its folder, as make test-browser does")
+    with started(options=["--front-end-root", str(Path(page).absolute())]) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
 def tab(chromium):
     """Opens tabs, each of a browser of its own: tab(server)."""
     contexts = []

@@ -80,7 +80,7 @@ class Frontend:
 
     def look_at_caches(self) -> None:
         """Scroll an example workflow to its cache nodes and what is at their right, at 100 %."""
-        self.in_page("lookAt", 430, -60)
+        self.in_page("lookAt", 370, -20)
 
     def press(self, button: str) -> None:
         """Click the button of this name."""
@@ -168,7 +168,7 @@ class Frontend:
 
     def cells(self, view: str) -> dict[str, int]:
         """The cells drawn, by action, over all lanes."""
-        count = "(lanes, kind) => lanes.querySelectorAll(`rect.refrain-${kind}`).length"
+        count = "(lanes, kind) => lanes.querySelectorAll(`rect[data-action=${kind}]`).length"
         return {
             kind: self.page.eval_on_selector(f"{view} .refrain-lanes", count, kind)
             for kind in ("computed", "reused", "forecast")

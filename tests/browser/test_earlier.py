@@ -2,22 +2,44 @@
 
 import pytest
 from conftest import started
-from frontend import CHOICE, REPORT, TIMELINE, example, with_preset
+from frontend import CHOICE, REPORT, ROOT, TIMELINE, example, with_preset
 from history import counts
 
 CACHE = "Apply First Block Cache"
+FAILING = "FailInBlockThree"  # a node between the loader and the cache
+FILES = {"custom_nodes/failing_nodes.py": ROOT / "tests" / "comfyui" / "failing_nodes.py"}
 DIMMED = "([view, part]) => getComputedStyle(document.querySelector(`${view} ${part}`)).opacity < 1"
 
 
 @pytest.fixture(scope="module")
 def one(tab, server):
-    return tab(server).open()
+    with started(files=FILES) as with_failing_nodes:
+        yield tab(with_failing_nodes).open()
+
+
+def may_fail():
+    """An example workflow with a node that fails when it is told to."""
+    workflow = example("first_block_cache")
+    (loader,) = [node for node in workflow["nodes"] if node["type"] == "RefrainLoadDemo"]
+    (cache,) = [node for node in workflow["nodes"] if node["type"] == "RefrainFirstBlockCache"]
+    (link,) = [link for link in workflow["links"] if link[1] == loader["id"] and link[3] == cache["id"]]
+    own, number = 1000, 1001  # of the node, and of the link from it
+    workflow["links"].append([number, own, 0, *link[3:]])
+    next(slot for slot in cache["inputs"] if slot["name"] == "model")["link"] = number
+    link[3:5] = own, 0
+    x, y = loader["pos"]
+    workflow["nodes"].append(
+        {"id": own, "type": FAILING, "title": FAILING, "pos": [x, y - 200], "size": [250, 110], "mode": 0, "order": 1}
+        | {"inputs": [{"name": "model", "type": "MODEL", "link": link[0]}], "widgets_values": ["exception", 1_000_000]}
+        | {"outputs": [{"name": "MODEL", "type": "MODEL", "links": [number]}]}
+    )
+    return workflow | {"last_node_id": own, "last_link_id": number}
 
 
 @pytest.fixture
 def ran(one):
     """A workflow with a cache that has run once."""
-    one.load(example("first_block_cache"))
+    one.load(may_fail())
     one.queue()
     one.wait_for(TIMELINE, state="finished")
     one.wait_for(REPORT, state="finished")
@@ -52,12 +74,17 @@ def test_the_strip_of_a_bypassed_cache_is_old_and_the_report_says_that_it_is_byp
     ran.take_picture("bypassed")
 
 
+def queue_failing(frontend):
+    """Queue the workflow so that it fails before the sampler."""
+    frontend.in_page("setWidget", FAILING, "run", 0)
+    frontend.queue()
+    frontend.in_page("setWidget", FAILING, "run", 1_000_000)
+
+
 def test_after_a_prompt_that_failed_strip_and_report_are_old_also_after_a_reload(ran):
     before = ran.numbers(TIMELINE)
-    ran.in_page("setWidget", CACHE, "start_percent", 0.9)
-    ran.in_page("setWidget", CACHE, "end_percent", 0.1)
 
-    ran.queue()
+    queue_failing(ran)
 
     assert is_old(ran, TIMELINE) and is_old(ran, REPORT)
     ran.take_picture("failed")
@@ -136,12 +163,8 @@ def test_settings_gone_back_to_show_the_run_that_made_these_samples(tab):
 
 def test_a_run_under_way_is_not_called_old(ran):
     """The prompt before it failed."""
-    ran.in_page("setWidget", CACHE, "start_percent", 0.9)
-    ran.in_page("setWidget", CACHE, "end_percent", 0.1)
-    ran.queue()
+    queue_failing(ran)
     ran.wait_for(TIMELINE, state="old")
-    ran.in_page("setWidget", CACHE, "start_percent", 0.0)
-    ran.in_page("setWidget", CACHE, "end_percent", 1.0)
     ran.in_page("setWidget", "KSampler", "steps", 400)
 
     ran.queue()

@@ -102,7 +102,7 @@ def test_a_cancelled_run_says_so_with_what_it_did(frontend, server):
     shown = frontend.wait_for(TIMELINE, state="stopped")
     assert 8 <= int(shown["calls"]) < LONG
     assert counts(shown) == counts(run_of(server, prompt_id)["report"]["totals"])
-    assert frontend.line(TIMELINE).endswith("stopped")
+    assert frontend.line(TIMELINE).startswith(f"Stopped after {shown['calls']} of {LONG} steps: ")
 
 
 def test_a_prompt_that_needs_no_sampling_shows_the_earlier_run_as_such(frontend):

@@ -59,40 +59,74 @@ def test_no_grave_accessibility_fault(shown):
         assert found["passes"]
 
 
-def test_a_cell_pointed_at_says_what_it_was(shown, renderer, theme):
-    totals = shown.numbers(TIMELINE)
-    (run,) = [run for run in shown.server.get("/refrain/runs")["runs"] if run["id"] == totals["run"]]
-    number, call = next((n, c) for n, c in enumerate(run["report"]["calls"]) if c["measure"] is not None)
-    measure, sigma, line = call["measure"], call["sigma"], f"{TIMELINE} .refrain-line"
-    legend = shown.page.inner_text(line)
+@pytest.fixture
+def call(shown):
+    """The first call of the run shown that was compared with the threshold, and its number."""
+    (run,) = [run for run in shown.server.get("/refrain/runs")["runs"] if run["id"] == shown.numbers(TIMELINE)["run"]]
+    return next((number, call) for number, call in enumerate(run["report"]["calls"]) if call["measure"] is not None)
 
-    shown.page.hover(f"{TIMELINE} [data-call='{number}'] >> nth=0", force=True)
 
-    told = shown.page.inner_text(line)
+def says_all(told, call):
+    """Whether a bar's words give its step, what was done, noise, change and time."""
+    digits = [f"{float(f'{call[name]:.3g}'):g}" for name in ("sigma", "measure")]
+    done = "computed" if call["action"] == "computed" else "skipped (forecast)"
+    begin = f"step {call['step'] + 1} of 20 · {done} · noise {digits[0]} · change {digits[1]} of 0.12 · "
+    return told.startswith(begin) and told.endswith(" ms")
+
+
+@pytest.mark.parametrize("view", [TIMELINE, REPORT])
+def test_a_bar_pointed_at_says_what_it_was(shown, renderer, theme, call, view):
+    number, expected = call
+    place = f"{view} .refrain-lanes [data-call='{number}'] >> nth=0"
+
+    shown.page.hover(place, force=True)
+
+    told = shown.page.inner_text(f"{view} .refrain-told")
     shown.take_picture(f"pointed at {renderer} {theme}")
-    assert shown.page.evaluate(
-        "line => { const e = document.querySelector(line); return e.scrollWidth <= e.clientWidth }", line
-    )
-    assert told.startswith(f"step {call['step'] + 1} · {call['action']}")
-    assert f" {float(f'{sigma:.3g}'):g} " in told and told.endswith(" ms")
-    assert f"change {float(f'{measure:.3g}'):g} of 0.12" in told
+    assert says_all(told, expected)
     shown.page.mouse.move(800, 850)
-    assert shown.page.inner_text(line) == legend
+    assert shown.page.inner_text(f"{view} .refrain-told") == ""
 
 
-def test_another_language_takes_over_word_by_word(shown):
-    words = shown.page.evaluate(
-        """async () => {
-            const { translate, say } = await import("/extensions/refrain/js/words.js")
-            translate("en-XX", { reused: "wieder" })
-            const get = app.extensionManager.setting.get
-            app.extensionManager.setting.get = (id) => (id === "Comfy.Locale" ? "en-XX" : get(id))
-            const said = [say("reused"), say("computed"), say("steps", { count: 1 }), say("steps", { count: 2 })]
-            app.extensionManager.setting.get = get
-            return said
-        }"""
-    )
-    assert words == ["wieder", "computed", "1 step", "2 steps"]
+def test_a_bar_of_the_plot_says_the_same(shown, call):
+    number, expected = call
+
+    shown.page.hover(f"{REPORT} .refrain-plot [data-call='{number}']", force=True)
+
+    assert says_all(shown.page.inner_text(f"{REPORT} .refrain-told"), expected)
+    shown.page.mouse.move(800, 850)
+
+
+def test_the_bars_are_walked_by_the_arrow_keys_and_read_aloud(shown, call):
+    number, expected = call
+    keyboard, place = shown.page.keyboard, "() => app.canvas.ds.offset.join()"
+    before = shown.page.evaluate(place)
+    shown.page.focus(f"{TIMELINE} .refrain-target[tabindex='0']")
+    keyboard.press("Home")
+
+    for _ in range(number):
+        keyboard.press("ArrowRight")
+
+    active = "() => ({ ...document.activeElement.dataset, said: document.activeElement.ariaLabel })"
+    reached = shown.page.evaluate(active)
+    assert int(reached["call"]) == number and says_all(reached["said"], expected)
+    assert shown.page.inner_text(f"{TIMELINE} .refrain-told") == reached["said"]
+    assert shown.page.locator(f"{TIMELINE} .refrain-target[tabindex='0']").count() == 1  # one stop of the tab key
+    keyboard.press("ArrowDown")
+    assert shown.page.evaluate(active)["call"] == str(number)  # of the other prompt, in the same call
+    keyboard.press("End")
+    assert shown.page.evaluate(active)["call"] == "19"
+    assert shown.page.evaluate(place) == before  # the canvas took none of the keys
+    shown.page.evaluate("() => document.activeElement.blur()")
+    assert shown.page.inner_text(f"{TIMELINE} .refrain-told") == ""
+
+
+def test_bytes_and_seconds_are_told_to_the_pointer_and_read_aloud(shown):
+    read = shown.page.get_attribute(f"{TIMELINE} .refrain-lanes", "aria-label")
+    title = shown.page.get_attribute(f"{TIMELINE} .refrain-headline", "title")
+
+    for told in (read, title):
+        assert told.startswith(shown.line(TIMELINE)) and " of memory for kept results" in told and " s " in told
 
 
 def test_neither_the_prompt_nor_the_workflow_holds_the_views(shown):
@@ -101,6 +135,6 @@ def test_neither_the_prompt_nor_the_workflow_holds_the_views(shown):
     )
     assert not [name for node in prompt.values() for name in node["inputs"] if name.startswith("refrain")]
     saved = {node["type"]: node["widgets_values"] for node in workflow["nodes"] if "widgets_values" in node}
-    assert saved["RefrainFirstBlockCache"] == [0.12, 0, 1, -1, 1]
+    assert saved["RefrainFirstBlockCache"] == [0.12, 0, 1, -1, 1, "mean", "off"]
     assert not saved.get("RefrainCacheReport")
     assert "refrain_timeline" not in json.dumps(workflow)

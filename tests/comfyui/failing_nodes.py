@@ -9,7 +9,7 @@ from server import PromptServer
 
 
 class FailInBlockThree:
-    """Block three fails when it runs for the so-manieth time."""
+    """Block three fails when it runs for the so-manieth time; this node itself if that is 0."""
 
     CATEGORY, FUNCTION, RETURN_TYPES = "test", "patch", ("MODEL",)
 
@@ -22,14 +22,16 @@ class FailInBlockThree:
         return float("nan")  # counts anew in each prompt
 
     def patch(self, model, how, run):
+        if run == 0:
+            raise ValueError("before any block")
         clone, runs = model.clone(), []
         block = model.model.diffusion_model.single_blocks[0]
 
         def forward(*args, **kwargs):
             runs.append(1)
-            if len(runs) == run:
-                if how == "exception":
-                    raise ValueError("block three")
+            if len(runs) == run and how == "exception":
+                raise ValueError("block three")
+            if len(runs) >= run and how == "out of memory":  # once is no failure: it is tried again
                 raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
             return type(block).forward(block, *args, **kwargs)
 

@@ -35,7 +35,7 @@ OFF = {  # settings with which a strategy never reuses anything
 CACHE_NODES = {f"Refrain{kind.__name__}": kind for kind in all_strategies()}
 LOADERS = {"demo": "1", "video": "2"}  # the ids of their nodes
 CACHE, SAMPLER, REPORT, FINGERPRINT, CENSUS = "10", "20", "21", "22", "23"
-CHANCES = {"success": 88, "interrupted": 8, "error": 4}
+CHANCES = {"success": 80, "interrupted": 12, "error": 8}
 MOST_STEPS = 12
 TOO_MANY_STEPS = 400  # of a prompt that is to be cancelled
 
@@ -145,10 +145,9 @@ def draw_settings(dice: random.Random, kind: type[Strategy]) -> Strategy:
             for each in fields(kind)
             if each.metadata.get("shown") and dice.random() < 0.5
         }
-        try:
-            return kind(**settings)
-        except ValueError:
-            continue
+        strategy = kind(**settings)
+        if not strategy.contradiction:
+            return strategy
 
 
 def _value(dice: random.Random, default: Any, allowed: Any) -> Any:

@@ -14,9 +14,10 @@ from cache_core.strategies.taylorseer import TaylorSeerCache
 PROMPT = "a big red ball at the center on a blue striped background"
 BLOCKS = 6  # two double, four single: a graph for each of the two kinds
 FIRST_BLOCK = FirstBlockCache(residual_diff_threshold=0.4)
-STACK = TaylorSeerCache(cache_interval=3, cache_level="model")
-OUTPUT = TaylorSeerCache(cache_interval=3)
-EACH_BLOCK = TaylorSeerCache(cache_interval=3, cache_level="block")
+STACK = TaylorSeerCache(cache_interval=3, cache_level="model", few_steps="draft")
+OUTPUT = TaylorSeerCache(cache_interval=3, few_steps="draft")
+EACH_BLOCK = TaylorSeerCache(cache_interval=3, cache_level="block", few_steps="draft")
+ATTENTION = PyramidAttentionBroadcast(few_steps="draft")
 
 
 @pytest.fixture
@@ -108,8 +109,8 @@ def test_a_forecast_of_the_output_leaves_the_model_compiled_as_a_whole(compiler,
 
 @every_order
 def test_attention_inside_blocks_is_reused_and_the_report_says_that_they_are_not_compiled(compiler, sampled, order):
-    expected, _ = sampled(PyramidAttentionBroadcast(), "never compiled")
-    latent, report = sampled(PyramidAttentionBroadcast(), order)
+    expected, _ = sampled(ATTENTION, "never compiled")
+    latent, report = sampled(ATTENTION, order)
     assert torch.equal(latent, expected)
     assert report.count("reused") >= 2 and "without torch.compile" in " ".join(report.notes)
     assert not compiler.runs and breaks() == 0

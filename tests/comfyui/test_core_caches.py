@@ -18,13 +18,17 @@ from cache_core.strategies.pyramid_attention import PyramidAttentionBroadcast
 from cache_core.strategies.taylorseer import TaylorSeerCache
 
 STEPS = 8
-ATTENTION = [PyramidAttentionBroadcast(**ALWAYS), FasterCache(unconditional_batch_skip_range=1, **ALWAYS)]
+DRAFT = dict(few_steps="draft")
+ATTENTION = [
+    PyramidAttentionBroadcast(**DRAFT, **ALWAYS),
+    FasterCache(unconditional_batch_skip_range=1, **DRAFT, **ALWAYS),
+]
 WHOLE = [
     FirstBlockCache(residual_diff_threshold=1.0),
-    TaylorSeerCache(cache_interval=2),
-    TaylorSeerCache(cache_interval=2, cache_level="model"),
-    TaylorSeerCache(cache_interval=2, cache_level="block"),
-    TaylorSeerCache(cache_interval=2, cache_level="module"),
+    TaylorSeerCache(cache_interval=2, **DRAFT),
+    TaylorSeerCache(cache_interval=2, cache_level="model", **DRAFT),
+    TaylorSeerCache(cache_interval=2, cache_level="block", **DRAFT),
+    TaylorSeerCache(cache_interval=2, cache_level="module", **DRAFT),
 ]
 
 

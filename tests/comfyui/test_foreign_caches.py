@@ -10,7 +10,9 @@ from types import MethodType
 import pytest
 import torch
 from torch import nn
+from zoo.cases import OFF
 
+from cache_core.strategies.faster_cache import FasterCache
 from cache_core.strategies.first_block import FirstBlockCache
 from cache_core.strategies.taylorseer import TaylorSeerCache
 
@@ -237,3 +239,60 @@ def test_the_demo_reuses_where_the_other_cache_never_answers(demo, cached, repor
     (report,) = reports.all
     assert report.count("forecast", "reused") >= 6
     assert not report.notes
+
+
+@pytest.mark.parametrize("order", ["cache last", "cache first"])
+@by_door
+def test_off_is_off_beside_another_cache(demo, cached, theirs, order, door):
+    def all_off(model):
+        for strategy in OFF:
+            model = cached(model, strategy)
+        return model
+
+    latent = demo.sample(both(demo, OtherCache(), door, all_off, order), PROMPT, steps=STEPS)
+    assert len(OFF) >= 4 and torch.equal(latent, theirs(door))
+
+
+class LeftBehind(OtherCache):
+    """Its node was removed, it stays: every second step is answered, the first one with what the last run left."""
+
+    def __init__(self):
+        self.step, self.answered, self.stored = -1, [], getattr(self, "stored", {})
+
+    def answers(self):
+        does = bool(self.stored) and self.step % 2 == 0
+        if does and self.step not in self.answered:
+            self.answered.append(self.step)
+        return does
+
+
+@pytest.mark.parametrize("name", [name for name in WHOLE if "TaylorSeer" in name])
+def test_a_cache_that_answers_the_very_first_call_is_seen_by_the_third(demo, cached, reports, name):
+    put, latents = DOORS["the network's forward"], []
+    for other, caching in ((LeftBehind(), lambda model: model), (LeftBehind(), lambda m: cached(m, WHOLE[name]))):
+        demo.sample(put(other, demo.model()), PROMPT, steps=STEPS)
+        latents.append(demo.sample(caching(put(other, demo.model())), PROMPT, steps=STEPS))
+        assert other.answered == [*range(0, STEPS, 2)]
+    (report,) = reports.all
+    assert [note for note in report.notes if "another node answers model calls" in note], report.notes
+    assert {call.action for call in report.calls} == {"computed"}
+    assert torch.allclose(*latents, atol=1e-4)
+
+
+WHOLE_BATCHES = {"cache_dit_turbo": "CacheDiT", "tea_cache_attr": "TeaCache (ComfyUI_Patches_ll)"}
+
+
+@pytest.mark.parametrize("option", WHOLE_BATCHES)
+def test_both_prompts_run_beside_a_cache_that_keeps_one_output_for_them(demo, cached, reports, option):
+    """Patches_ll's TeaCache and CacheDiT keep what both prompts gave; where one was left out, the run failed."""
+    other = OtherCache()
+    model = cached(DOORS["the network's forward"](other, demo.model()), FasterCache())
+    model.model_options["transformer_options"][option] = {}
+    alone = OtherCache()
+    theirs = demo.sample(DOORS["the network's forward"](alone, demo.model()), PROMPT, steps=STEPS)
+    latent = demo.sample(model, PROMPT, steps=STEPS)
+    (report,) = reports.all
+    assert len(other.answered) == len(alone.answered) > 5
+    told = f"the negative prompt always runs: {WHOLE_BATCHES[option]} keeps one output for both prompts"
+    assert [note for note in report.notes if note.startswith(told)], report.notes
+    assert (latent - theirs).norm() < 0.065 * theirs.norm()

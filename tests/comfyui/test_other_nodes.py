@@ -445,11 +445,11 @@ def compiled(model, keys, backend):
 def test_a_compiled_model_is_cached_like_the_model_itself(demo, cached, reports, name, what, order):
     torch.compiler.reset()
     strategy = ON[name]
-    reference = demo.sample(cached(demo.model(), strategy), [PROMPT], steps=8)
+    reference = demo.sample(cached(demo.model(), strategy), [PROMPT], steps=9)
     model = both(
         demo.model(), lambda m: cached(m, strategy), lambda m: compiled(m, COMPILED[what], backend="eager"), order
     )
-    latent = demo.sample(model, [PROMPT], steps=8)
+    latent = demo.sample(model, [PROMPT], steps=9)
     uncompiled, report = reports.all
     assert report.blocks == uncompiled.blocks
     assert report.count("reused", "forecast") == uncompiled.count("reused", "forecast") >= 2

@@ -60,6 +60,12 @@ def test_a_latent_that_changes_its_size_begins_anew(sampled, strategy, size):
     assert NOISE_IS_ADDED not in report.notes
 
 
+@pytest.mark.parametrize("strategy", OFF, ids=lambda s: s.title)
+def test_off_is_off_where_a_latent_changes_its_size(sampled, strategy):
+    plain, (latent, _) = (sampled(each, resizing(4, (8, 12)), steps=8) for each in (None, strategy))
+    assert torch.equal(latent, plain[0])
+
+
 @for_every
 def test_comfyuis_upscaling_sampler_runs(sampled, comfy, strategy):
     from comfy_extras.nodes_advanced_samplers import SamplerLCMUpscale

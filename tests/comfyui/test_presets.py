@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 from statistics import median
 from types import SimpleNamespace
@@ -10,9 +11,9 @@ import pytest
 from conftest import Reports
 from PIL import Image
 
-from cache_core.demo.server import PromptRefused
+from cache_core.demo.server import PACK, PromptRefused
 from cache_core.demo.workflows import node_id, set_inputs, workflow
-from cache_core.presets import DEMO, OTHER, PRESETS, TOO_FEW_STEPS, UNET
+from cache_core.presets import DEMO, OTHER, PRESETS, TOO_FEW_STEPS, UNET, UNPUBLISHED
 
 REPORT = "RefrainCacheReport"
 SECOND = {  # a model of other weights, as the second expert of Wan 2.2 is one: 2 % smaller
@@ -22,10 +23,14 @@ SECOND = {  # a model of other weights, as the second expert of Wan 2.2 is one: 
 BY_ITSELF = ("class_type", "inputs")
 
 
-def preset_workflow(quality="balanced", steps=20, seed=1):
-    """The workflow of First Block Cache, with a preset in its place; its words are shown by node 20."""
+def preset_workflow(quality="balanced", steps=20, seed=1, told=None):
+    """The workflow of First Block Cache, with a preset in its place; its words are shown by node 20.
+
+    It is told of other steps than there are, or of none (0).
+    """
     prompt = set_inputs(workflow("first_block_cache"), "KSampler", steps=steps, seed=seed)
-    preset = {"class_type": "RefrainCachePreset", "inputs": {"model": ["1", 0], "quality": quality, "steps": steps}}
+    inputs = {"model": ["1", 0], "quality": quality, "steps": steps if told is None else told}
+    preset = {"class_type": "RefrainCachePreset", "inputs": inputs}
     prompt[node_id(prompt, "RefrainFirstBlockCache")] = preset
     prompt["20"] = {"class_type": "PreviewAny", "inputs": {"source": [node_id(prompt, "RefrainCachePreset"), 2]}}
     return prompt
@@ -69,6 +74,54 @@ def test_few_steps_leave_the_model_as_it_is_and_say_why(server):
     assert words_in(prompt, entry).startswith("With 4 steps there is nothing to reuse")
     assert "No cached sampling run" in report_in(prompt, entry)["summary"]
     assert picture_in(prompt, entry, server) == picture_in(uncached, server.run(uncached), server)
+
+
+@pytest.mark.parametrize("quality", PRESETS[DEMO])
+def test_few_steps_are_seen_in_the_run_which_is_then_the_uncached_one_and_says_why(server, quality):
+    prompt = preset_workflow(quality, steps=4, told=0)
+    entry = server.run(prompt)
+    uncached = set_inputs(workflow("uncached"), "KSampler", steps=4)
+    report = report_in(prompt, entry)
+
+    assert words_in(prompt, entry).endswith("In runs of up to 8 steps everything is computed.")
+    assert report["totals"]["computed"] == report["totals"]["calls"] == 4
+    assert report["why_nothing"].startswith("with only 4 steps each one changes so much that skipping it would show")
+    assert picture_in(prompt, entry, server) == picture_in(uncached, server.run(uncached), server)
+
+
+def put_before(sampler, prompt):
+    preset = {"model": sampler["inputs"]["model"], "quality": "balanced", "steps": 0}
+    prompt["refrain"] = {"class_type": "RefrainCachePreset", "inputs": preset}
+    sampler["inputs"]["model"] = ["refrain", 0]
+
+
+def test_the_three_lines_for_other_programs_make_the_prompt_that_is_tested_here():
+    _, *lines = inspect.getsource(put_before).splitlines()
+    assert "\n".join(lines) in (PACK / "docs" / "workflows.md").read_text(encoding="utf-8")
+
+    prompt, tested = workflow("uncached"), preset_workflow(told=0)
+    put_before(prompt[node_id(prompt, "KSampler")], prompt)
+    assert prompt["refrain"] == tested[node_id(tested, "RefrainCachePreset")]
+    assert prompt[node_id(prompt, "KSampler")]["inputs"]["model"] == ["refrain", 0]
+
+
+def test_steps_of_the_run_give_what_the_same_number_gave(server):
+    of_run, told = preset_workflow(told=0, seed=5), preset_workflow(seed=5)
+    entries = server.run(of_run), server.run(told)
+
+    assert picture_in(of_run, entries[0], server) == picture_in(told, entries[1], server)
+    ours, theirs = (report_in(prompt, entry) for prompt, entry in zip((of_run, told), entries))
+    assert decisions(ours) == decisions(theirs) and ours["totals"]["steps_skipped"] > 3
+    assert not [note for note in ours["notes"] + theirs["notes"] if "chosen for" in note]
+
+
+def test_a_number_that_is_not_the_runs_is_kept_and_said(server):
+    prompt = preset_workflow(steps=12, told=20)
+    entry = server.run(prompt)
+
+    assert report_in(prompt, entry)["totals"]["steps_skipped"] > 1
+    assert [note for note in report_in(prompt, entry)["notes"] if "chosen for 20 steps, but this run has 12" in note]
+    assert "This is for the 20 steps of the input steps; 0 takes them from the run." in words_in(prompt, entry)
 
 
 def test_the_oldest_comfyui_knows_the_demo_too(oldest):
@@ -200,7 +253,7 @@ def test_families_are_told_by_comfyuis_own_classes(comfy, demo):
 
     from cache_core.adapters.comfyui.families import FAMILIES, family_of
 
-    assert set(FAMILIES.values()) | {DEMO, UNET, OTHER} == set(PRESETS)
+    assert set(FAMILIES.values()) | {DEMO, UNET, OTHER} == set(PRESETS) | set(UNPUBLISHED)
     assert family_of(demo.model()) == family_of(demo.model().clone()) == DEMO
     for config, family in FAMILIES.items():
         if hasattr(comfy.supported_models, config):  # older ComfyUIs lack some
@@ -208,11 +261,28 @@ def test_families_are_told_by_comfyuis_own_classes(comfy, demo):
     assert family_of(model_of("SDXL", "UNetModel")) == UNET
 
 
-@pytest.mark.parametrize("derived", ["FluxSchnell", "Chroma", "HunyuanVideo15", "WAN21_Vace"])
+DERIVED = {
+    "FluxSchnell": OTHER,
+    "HunyuanVideoSkyreelsI2V": OTHER,
+    "HunyuanVideo15": "HunyuanVideo 1.5",
+    "LTXAV": "LTX-2",
+    "WAN21_Vace": "Wan 2.1 and 2.2, other kinds",
+    "WAN22_T2V": "Wan 2.1 and 2.2, other kinds",
+}
+
+
+@pytest.mark.parametrize("derived", DERIVED)
 def test_a_model_derived_from_a_known_one_is_not_taken_for_it(comfy, derived):
     from cache_core.adapters.comfyui.families import family_of
 
-    assert family_of(model_of(derived)) == OTHER
+    assert family_of(model_of(derived)) == DERIVED[derived]
+
+
+def test_a_family_of_a_newer_comfyui_is_told_by_the_name_of_its_class():
+    from cache_core.adapters.comfyui.families import family_of
+
+    newer = SimpleNamespace(model_config=type("QwenImage21", (), {})(), diffusion_model=object())
+    assert family_of(SimpleNamespace(get_attachment=lambda key: None, model=newer)) == "Qwen-Image 2.1"
 
 
 @pytest.fixture(scope="module")
@@ -247,7 +317,7 @@ def test_with_few_steps_forecasts_are_no_closer_than_fewer_steps(few_steps, inte
     def closeness(latents):
         return median(psnr(decode(one)[0], decode(other)[0]) for one, other in zip(latents, few_steps()[0]))
 
-    forecast, reports = few_steps(TaylorSeerCache(cache_interval=interval))
+    forecast, reports = few_steps(TaylorSeerCache(cache_interval=interval, few_steps="draft"))
     computed = max(report.count("computed") for report in reports)
     assert computed < TOO_FEW_STEPS
     assert closeness(forecast) < closeness(few_steps(steps=computed)[0]) + 1  # dB: level, or far below at interval 3

@@ -126,7 +126,7 @@ def test_the_registry_is_told_what_it_asks_for():
     project, comfy_table = PROJECT["project"], PROJECT["tool"]["comfy"]
 
     assert "ComfyUI" not in project["name"] and len(project["name"]) < 100
-    assert project["license"] == {"file": "LICENSE"}  # the registry reads no other form
+    assert project["license"] == "Apache-2.0"  # a table with a file builds no more from 2027-02-18 on
     assert project["dependencies"] == []
     assert set(project["urls"]) >= {"Repository", "Documentation", "Bug Tracker"}
     assert set(comfy_table) >= {"PublisherId", "DisplayName", "Icon", "Banner", "requires-comfyui"}

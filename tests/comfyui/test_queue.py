@@ -21,6 +21,13 @@ CACHED = {
 }
 ACTIONS = ("computed", "reused", "forecast")
 LEVELS, SPACINGS = ["output", "model", "block", "module"], ["sigma", "steps"]
+LATER = {  # optional, so that prompts saved before there were these still run
+    "memory_limit_gb": (0.0, 0.0, 1000.0),
+    "few_steps": ("compute all", ["compute all", "draft"]),
+    "cache_device": ("auto", ["auto", "gpu", "cpu"]),
+}
+REPAIR = {"repair": ("off", ["off", "on"])}
+OF_ATTENTION = {"cache_dtype": ("as computed", ["as computed", "bfloat16", "8 bit"])}
 INPUTS = {  # name: (default, minimum, maximum) or (default, choices); saved workflows depend on the order
     "RefrainFirstBlockCache": {
         "residual_diff_threshold": (0.12, 0.0, 1.0),
@@ -28,14 +35,18 @@ INPUTS = {  # name: (default, minimum, maximum) or (default, choices); saved wor
         "end_percent": (1.0, 0.0, 1.0),
         "max_consecutive_cache_hits": (-1, -1, 100),
         "max_order": (1, 0, 3),
+        "guard": ("mean", ["mean", "worst frame"]),
+        **REPAIR,
     },
     "RefrainTaylorSeerCache": {
-        "cache_interval": (4, 1, 20),
+        "cache_interval": (3, 1, 20),
         "max_order": (1, 0, 3),
         "disable_cache_before_step": (3, 0, 1000),
         "disable_cache_after_step": (-1, -1, 1000),
         "cache_level": ("output", LEVELS),
         "spacing": ("sigma", SPACINGS),
+        **LATER,
+        **REPAIR,
     },
     "RefrainPyramidAttentionBroadcast": {
         "spatial_attention_block_skip_range": (2, 1, 20),
@@ -47,6 +58,8 @@ INPUTS = {  # name: (default, minimum, maximum) or (default, choices); saved wor
         "temporal_attention_timestep_skip_end": (800, -1, 1001),
         "cross_attention_timestep_skip_start": (100, -1, 1001),
         "cross_attention_timestep_skip_end": (800, -1, 1001),
+        **LATER,
+        **OF_ATTENTION,
     },
     "RefrainFasterCache": {
         "spatial_attention_block_skip_range": (2, 1, 20),
@@ -65,10 +78,12 @@ INPUTS = {  # name: (default, minimum, maximum) or (default, choices); saved wor
         "low_frequency_weight_update_end": (901, -1, 1001),
         "high_frequency_weight_update_start": (-1, -1, 1001),
         "high_frequency_weight_update_end": (301, -1, 1001),
+        **LATER,
+        **OF_ATTENTION,
     },
     "RefrainCachePreset": {
         "quality": ("balanced", ["visually identical", "balanced", "fast"]),
-        "steps": (20, 1, 10000),
+        "steps": (0, 0, 10000),
     },
     "RefrainApplySettings": {},
     "RefrainLoadDemo": {},
@@ -83,7 +98,7 @@ OUTPUTS = {  # the others have a model and its settings
     "RefrainLoadDemo": ["model", "clip", "vae"],
     "RefrainCacheReport": ["samples", "report", "text"],
     "RefrainApplySettings": ["model"],
-    "RefrainCachePreset": ["model", "settings", "choice"],
+    "RefrainCachePreset": ["model", "settings for another model", "choice"],
 }
 
 
@@ -166,7 +181,8 @@ def check_contract(server, node):
     shown = {**info["input"].get("required", {}), **info["input"].get("optional", {})}
 
     assert list(shown) == LINKED.get(node, ["model"]) + list(expected)
-    assert info["output_name"] == OUTPUTS.get(node, ["model", "settings"])
+    assert not set(LATER) & set(info["input"].get("required", {}))
+    assert info["output_name"] == OUTPUTS.get(node, ["model", "settings for another model"])
     assert info["category"] == "Refrain"
     for name, (default, *allowed) in expected.items():
         kind, words = shown[name]
@@ -206,9 +222,9 @@ def test_a_bad_value_is_refused_with_the_name_of_its_input(server, name, wrong):
         (
             "taylorseer",
             {"disable_cache_before_step": 5, "disable_cache_after_step": 4},
-            "Set disable_cache_after_step above 5, or to -1",
+            "Raise the latter, or set it to -1",
         ),
-        ("first_block_cache", {"start_percent": 0.9, "end_percent": 0.5}, "Lower start_percent or raise end_percent"),
+        ("first_block_cache", {"start_percent": 0.9, "end_percent": 0.5}, "lower the one or raise the other"),
         (
             "pyramid_attention_broadcast",
             {"spatial_attention_timestep_skip_start": 800, "spatial_attention_timestep_skip_end": 100},
@@ -222,17 +238,34 @@ def test_a_bad_value_is_refused_with_the_name_of_its_input(server, name, wrong):
     ],
     ids=CACHED.values(),
 )
-def test_contradicting_settings_are_named_with_a_remedy(server, name, contradiction, remedy):
+def test_contradicting_settings_are_named_with_a_remedy_and_the_picture_is_the_uncached_one(
+    server, name, contradiction, remedy
+):
     prompt = set_inputs(workflow(name), CACHED[name], **contradiction)
+    seed = prompt[node_id(prompt, "KSampler")]["inputs"]["seed"]
+    report, uncached = report_in(entry := server.run(prompt)), server.run(without_cache(name, seed))
 
-    with pytest.raises(comfyui.PromptFailed) as failed:
-        server.run(prompt)
-
-    details = failed.value.event["data"]
-    assert details["node_id"] == node_id(prompt, CACHED[name])
-    assert remedy in details["exception_message"]
+    assert report["totals"]["computed"] == report["totals"]["calls"] > 0
+    assert picture_in(entry, server).tobytes() == picture_in(uncached, server).tobytes()
+    why, (strategy,) = report["why_nothing"], report["strategies"]
+    assert remedy in why and why == strategy["resting"]
     for setting, value in contradiction.items():
-        assert re.search(rf"{setting} (is )?{value}\b", details["exception_message"])
+        assert re.search(rf"{setting} {value}\b", why)
+
+
+@pytest.mark.parametrize(
+    ("name", "setting", "value", "told"),
+    [
+        ("taylorseer", "disable_cache_before_step", 100, "20 steps are too few for warm-up 100 and interval 3"),
+        ("first_block_cache", "start_percent", 0.99, "no step after the first is within start_percent"),
+        ("pyramid_attention_broadcast", "spatial_attention_timestep_skip_end", 101, "within the timesteps to skip"),
+    ],
+)
+def test_settings_that_leave_nothing_are_told_on_the_node(server, name, setting, value, told):
+    report = report_in(server.run(set_inputs(workflow(name), CACHED[name], **{setting: value})))
+
+    assert report["totals"]["computed"] == report["totals"]["calls"] > 0
+    assert told in report["why_nothing"]
 
 
 def test_a_prompt_that_needs_no_execution_still_reports(server):

@@ -24,7 +24,14 @@ CASES = {
             "first_block_cache",
             "RefrainFirstBlockCache",
             settings,
-            {"residual_diff_threshold": 0.12, **PERCENTS, "max_consecutive_cache_hits": -1, "max_order": 1},
+            {
+                "residual_diff_threshold": 0.12,
+                **PERCENTS,
+                "max_consecutive_cache_hits": -1,
+                "max_order": 1,
+                "guard": "mean",
+                "repair": "off",
+            },
         )
         for old, settings in {
             "TeaCache": {"model_type": "flux", "rel_l1_thresh": 0.3, **PERCENTS, "cache_device": "cuda"},
@@ -46,6 +53,8 @@ CASES = {
             "end_percent": 0.9,
             "max_consecutive_cache_hits": 2,
             "max_order": 1,
+            "guard": "mean",
+            "repair": "off",
         },
     ),
     **{
@@ -60,6 +69,10 @@ CASES = {
                 "disable_cache_after_step": 18,
                 "cache_level": "output",
                 "spacing": "sigma",
+                "memory_limit_gb": 0.0,
+                "few_steps": "compute all",
+                "cache_device": "auto",
+                "repair": "off",
             },
         )
         for old in ("TaylorSeer", "TaylorSeerLite")

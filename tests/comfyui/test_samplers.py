@@ -201,7 +201,7 @@ def closeness(demo, scenes):
 @pytest.mark.parametrize("sampler", ["euler_ancestral", "dpmpp_2m_sde"])
 def test_the_rule_for_samplers_that_add_noise_is_better_than_none(demo, cached, closeness, monkeypatch, sampler):
     """At the same computed steps: first without any rule, then with the denoised latent kept, then no trend either."""
-    model = cached(demo.model(), TaylorSeerCache())
+    model = cached(demo.model(), TaylorSeerCache(cache_interval=4))
     with monkeypatch.context() as patch:
         patch.setattr(LatentPath, "notice_noise", lambda self: False)
         no_rule = closeness(model, sampler=sampler)

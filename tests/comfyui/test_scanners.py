@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from seams import members
 
 from cache_core.demo import server as comfyui
 
@@ -59,7 +60,7 @@ class Tree:
         file = next((file for file in (place.with_suffix(".py"), place / "__init__.py") if file.is_file()), None)
         if file is None:
             return set() if place.is_dir() else None
-        return set(_bound(ast.parse(file.read_text(encoding="utf-8")).body))
+        return {name for name, _ in members(ast.parse(file.read_text(encoding="utf-8")).body)}
 
     def has(self, dotted):
         """Whether a dotted name begins with a module and, if it goes on, with a name in it."""
@@ -68,21 +69,6 @@ class Tree:
             (end for end in range(1, len(parts) + 1) if self.names(".".join(parts[:end])) is not None), default=0
         )
         return deepest == len(parts) or (deepest and parts[deepest] in self.names(".".join(parts[:deepest])))
-
-
-def _bound(body):
-    """The names that statements bind, those inside if, try and with too."""
-    for node in body:
-        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
-            yield node.name
-        elif isinstance(node, (ast.Import, ast.ImportFrom)):
-            yield from (alias.asname or alias.name.split(".")[0] for alias in node.names)
-        else:
-            yield from (
-                each.id for each in ast.walk(node) if isinstance(each, ast.Name) and isinstance(each.ctx, ast.Store)
-            )
-            for inner in ("body", "orelse", "finalbody", "handlers"):
-                yield from _bound(getattr(node, inner, []))
 
 
 def asked_of_comfy(tree):

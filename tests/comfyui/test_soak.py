@@ -146,7 +146,7 @@ def test_a_result_is_that_of_a_new_process_bit_for_bit(soaked):
 def test_every_decision_is_that_of_a_new_process(soaked):
     both = [each.both(decisions) for each in soaked.compared if not each.drawn.is_off]
     assert all(here == there for here, there in both)
-    assert sum(action != "computed" for here, _ in both for _, _, action, _ in here) > 50
+    assert sum(action != "computed" for here, _ in both for _, _, action, _ in here) > 20
 
 
 def test_every_strategy_reused(soaked):

@@ -10,15 +10,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-LANGUAGES = ("en", "zh", "zh-TW", "ja", "ko", "fr", "de", "es", "ru")
+LANGUAGES = ("en", "zh", "zh-TW", "ja", "ko", "fr", "de", "es", "ru", "ar", "tr", "pt-BR", "fa", "he")
 TRANSLATED = LANGUAGES[1:]
 HELP, SCRIPTS = ROOT / "web" / "docs", ROOT / "web" / "js"
 PLURAL = re.compile(r"_(one|few|many|other)$")
 OF_LINKS = ("MODEL", "CLIP", "VAE", "LATENT", "CONDITIONING", "IMAGE", "SIGMAS")
 DIRECTION = re.compile(r"\b(Higher|Lower)\b")
-# Numbers, choices and settings.
 FACTS = re.compile(
-    r"-?\d+(?:\.\d+)?|'visually identical'|'\w+'|[a-z]+(?:_[a-z]+)+", re.ASCII
+    r"-?\d+(?:\.\d+)?|'visually identical'|'compute all'|'as computed'|'8 bit'|'\w+'|[a-z]+(?:_[a-z]+)+", re.ASCII
 )  # numbers, choices, settings
 
 
@@ -170,6 +169,27 @@ def test_every_node_is_found_by_the_names_of_what_it_replaces(nodes):
     assert all("cache" in found or name == "RefrainLoadDemo" for name, found in aliases.items())
 
 
+def test_what_makes_things_faster_says_so_first_and_nothing_else_is_found_by_it(nodes):
+    speed = {"speed up", "speedup", "faster", "accelerate", "acceleration", "performance", "optimize"}
+    for name, info in nodes.items():
+        is_fast = "MODEL" in info["output"] and name != "RefrainLoadDemo"
+        assert bool(re.match(r"Makes [\w ]+ faster\. ", info["description"])) == is_fast, name
+        assert speed <= set(info["search_aliases"]) if is_fast else not speed & set(info["search_aliases"]), name
+    assert {"TeaCache", "EasyCache", "WaveSpeed"} <= set(nodes["RefrainCachePreset"]["search_aliases"])
+
+
+def test_tooltips_of_settings_begin_with_their_effect(nodes):
+    settings = [
+        (name, setting, words["tooltip"])
+        for name, info in nodes.items()
+        if "REFRAIN_SETTINGS" in info["output"]
+        for setting, (kind, words) in inputs_of(info).items()
+        if kind in ("INT", "FLOAT")
+    ]
+    assert len(settings) > 30
+    assert not [each for each in settings if not re.match(r"(Higher|Lower|Usual)\b", each[-1])]
+
+
 def test_help_pages_are_there_for_every_node_and_for_no_other(nodes):
     assert {folder.name for folder in HELP.iterdir() if folder.is_dir()} == set(nodes)
 
@@ -202,10 +222,11 @@ def _served(server, path):
 def test_the_scripts_say_the_same_in_every_language(language):
     english, translated = said(SCRIPTS / "words.js"), said(SCRIPTS / "words" / f"{language}.js")
 
-    assert len(english) > 20
+    assert len(english) > 40
     assert {PLURAL.sub("", key) for key in translated} == {PLURAL.sub("", key) for key in english}
     for key, text in translated.items():
-        like = english.get(key) or english[f"{PLURAL.sub('', key)}_other"]
+        one = PLURAL.sub("", key)
+        like = english.get(key) or english.get(one) or english[f"{one}_other"]
         assert sorted(re.findall(r"{\w+}", text)) == sorted(re.findall(r"{\w+}", like)), key
 
 

@@ -4,6 +4,7 @@
 made is in zoo/cases.py; how a model is sampled, and what is counted meanwhile, in zoo/sampling.py.
 """
 
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -51,7 +52,7 @@ def replayed(request, specimen):
 @pytest.fixture(scope="module")
 def with_addition(request, specimen):
     """What came out with something beside the blocks, cached and not."""
-    return specimen.with_addition(request.param.to, TaylorSeerCache(cache_interval=2))
+    return specimen.with_addition(request.param.to, TaylorSeerCache(cache_interval=2, few_steps="draft"))
 
 
 @for_each(cases.EVERY)
@@ -131,6 +132,22 @@ def test_no_trace_stays_on_a_module(specimen, strategy):
 @each_strategy
 def test_no_tensor_of_the_cache_outlives_the_run(specimen, strategy):
     assert specimen.refined(strategy).still_held() == []
+
+
+@for_each(cases.EVERY)
+@pytest.mark.parametrize("strategy", [cases.NEVER_MET, *AGGRESSIVE[1:]], ids=name_of)
+def test_held_is_foretold(specimen, strategy):
+    run = specimen.sampled if strategy is cases.NEVER_MET else specimen.refined  # as others have run it already
+    if steps := cases.STEPS_TO_HOLD_ALL.get((specimen.architecture.name, name_of(strategy))):
+        run = partial(specimen.sampled, denoise=0.1, steps=steps)
+    report = run(strategy).report
+    assert 0.95 * report.bytes_foretold <= report.bytes_held <= 1.05 * report.bytes_foretold, report.notes
+
+
+@for_each(cases.WITH_BLOCKS)
+def test_where_all_is_reused_no_more_is_held_than_foretold(specimen):
+    report = specimen.refined(AGGRESSIVE[0]).report  # First Block Cache: fewer calls are computed than it can hold
+    assert 0 < report.bytes_held <= 1.05 * report.bytes_foretold, report.notes
 
 
 @for_each(cases.EVERY)
@@ -234,7 +251,7 @@ def rows(request):
     collected: list[Row] = []
     yield collected
     if request.config.getoption("--write-models"):
-        MODELS.write_text(written(collected), encoding="utf-8")
+        MODELS.write_text(written(collected, MODELS.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 @for_each(cases.EVERY)

@@ -47,6 +47,13 @@ def main(rank, world, store, result):
         apply(model, FirstBlockCacheConfig(threshold=0.1), strict_parity=True)
     except ValueError as error:
         found["strict"] = str(error)
+    late = made(FLUX)
+    apply(late, STRATEGIES["first block"])
+    late.enable_parallelism(config=ContextParallelConfig(ulysses_degree=world))
+    try:
+        denoise(FLUX, late, Clock(), steps=2)
+    except RuntimeError as error:
+        found["late"] = str(error)
     Path(result).write_text(json.dumps(found))
     dist.barrier()
     dist.destroy_process_group()

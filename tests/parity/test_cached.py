@@ -242,9 +242,12 @@ def test_what_holds_both_branches_is_halved():
     assert half.kwargs["rotary"].shape == (6, 2)
 
 
-def test_packed_predictions_are_not_estimated():
-    joined = replace(FLUX, branches="joined")
-    _, handle = latent_of(joined, GUESS)
+def test_packed_predictions_whose_tokens_are_in_no_known_order_are_not_estimated():
+    def shuffled(*given):
+        inputs = FLUX.inputs(*given)
+        return inputs | dict(img_ids=inputs["img_ids"].flip(0))
+
+    _, handle = latent_of(replace(FLUX, branches="joined", inputs=shuffled), GUESS)
     assert any("3 dimensions" in note for note in handle.report.notes)
     assert handle.report.count("reused", "forecast") == 0
 
@@ -280,6 +283,23 @@ def test_taylorseer_takes_every_field():
     assert strategy_of(replace(config, use_lite_mode=True)).levels == ("model",)
     assert strategy_of(replace(config, skip_predict_identifiers=[r".*_blocks\.\d+"])).levels == ("model",)
     assert strategy_of(replace(config, disable_cache_after_step=1)).is_off
+
+
+@pytest.mark.parametrize(
+    ("strategy", "remedy"),
+    [
+        (TaylorSeerCache(disable_cache_before_step=10, disable_cache_after_step=5), "Raise the latter"),
+        (FirstBlockCache(start_percent=0.6, end_percent=0.5), "lower the one or raise the other"),
+        (FasterCache(high_frequency_weight_update_start=301), "set start to the lower one"),
+        (PyramidAttentionBroadcast(spatial_attention_timestep_skip_end=99), "set start to the lower one"),
+    ],
+    ids=["TaylorSeer", "First Block Cache", "FasterCache", "Pyramid Attention Broadcast"],
+)
+def test_settings_that_contradict_each_other_are_an_error_and_attach_nothing(strategy, remedy):
+    model = made(FLUX)
+    with pytest.raises(ValueError, match=remedy):
+        apply(model, strategy)
+    apply(model, FirstBlockCache()).remove()
 
 
 @pytest.mark.parametrize("denoiser", [FLUX, COGVIDEOX, WAN])

@@ -29,9 +29,9 @@ class Measuring(FirstBlockCache):
 
     tokens: list[int] = field(default_factory=list, hash=False, compare=False)
 
-    def _is_as_expected(self, call, residual, state):
-        self.tokens.append(residual.shape[1])
-        return super()._is_as_expected(call, residual, state)
+    def _is_as_expected(self, call, tested, state):
+        self.tokens.append(tested[0].shape[1])
+        return super()._is_as_expected(call, tested, state)
 
 
 def sampled(denoiser, text_tokens, order=lambda inputs: inputs):

@@ -6,6 +6,8 @@ from models import TEXT_TOKENS, TEXT_WIDTH, WAN, flow_match, made
 
 from cache_core.adapters.diffusers import apply
 from cache_core.run.going_on import ANOTHER_LATENT
+from cache_core.strategies.faster_cache import FasterCache
+from cache_core.strategies.first_block import FirstBlockCache
 from cache_core.strategies.pyramid_attention import PyramidAttentionBroadcast
 from cache_core.strategies.taylorseer import TaylorSeerCache
 
@@ -13,6 +15,12 @@ TRUSTING = [
     TaylorSeerCache(cache_interval=3),
     TaylorSeerCache(cache_interval=3, cache_level="block"),
     PyramidAttentionBroadcast(spatial_attention_timestep_skip_end=1001),
+]
+OFF = [
+    FirstBlockCache(residual_diff_threshold=0.0),
+    TaylorSeerCache(cache_interval=1),
+    PyramidAttentionBroadcast(spatial_attention_block_skip_range=1),
+    FasterCache(spatial_attention_block_skip_range=1, unconditional_batch_skip_range=1),
 ]
 each_strategy = pytest.mark.parametrize(
     "strategy", TRUSTING, ids=lambda s: f"{s.title} {getattr(s, 'cache_level', '')}"
@@ -67,3 +75,11 @@ def test_a_loop_of_one_step_gives_each_seed_its_own_output(strategy, passes):
     apply(model, strategy, scheduler=scheduler if passes else None)
     for seed, own in enumerate(plain):
         assert torch.allclose(model(noise(seed), t, text, return_dict=False)[0], own, atol=1e-6)
+
+
+@pytest.mark.parametrize("strategy", OFF, ids=lambda strategy: strategy.title)
+@pytest.mark.parametrize("seeds", [(1,), (1, 2)], ids=["one", "in turns"])
+def test_off_is_off(strategy, seeds):
+    plain, _ = side_by_side(None, seeds)
+    latents, _ = side_by_side(strategy, seeds)
+    assert all(map(torch.equal, latents, plain))

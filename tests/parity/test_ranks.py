@@ -36,5 +36,9 @@ def test_ranks_of_context_parallelism_decide_and_draw_as_one_process(job, same_a
             assert measure is other is None or math.isclose(measure, other, rel_tol=1e-2)
 
 
+def test_parallelism_that_comes_after_the_cache_is_refused_with_the_way_out():
+    assert all("Call disable_cache" in rank["late"] for rank in results())
+
+
 def test_strict_parity_is_refused_where_ranks_share_a_forward_pass():
     assert all("Leave out strict_parity" in rank["strict"] for rank in results())

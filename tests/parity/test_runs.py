@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 
+import models
 import pytest
 import torch
 from models import FLUX, SD3, STEPS, TEXT_TOKENS, TEXT_WIDTH, WAN, Clock, denoise, diffusers, flow_match, made
 from test_better import tensors_held
 from torch.overrides import TorchFunctionMode
 
-from cache_core.adapters.diffusers import apply
+from cache_core.adapters.diffusers import apply, cache_context
+from cache_core.adapters.diffusers.steps import number_in, schedule_for
 from cache_core.strategies.faster_cache import FasterCache
 from cache_core.strategies.first_block import FirstBlockCache
 from cache_core.strategies.pyramid_attention import PyramidAttentionBroadcast
@@ -192,6 +195,160 @@ def test_a_call_waits_once_at_most_where_the_scheduler_counts_its_steps(strategy
         latent = scheduler.step(prediction, t, latent, return_dict=False)[0]
     assert handle.report.count("reused", "forecast") > 2
     assert max(reads[2:]) <= 1
+
+
+COUNTS_NOT = {  # schedulers that know no step_index
+    "CogVideoX DDIM": models.ddim,
+    "CogVideoX DPM": diffusers.CogVideoXDPMScheduler,
+    "DDIM": diffusers.DDIMScheduler,
+    "DDPM": diffusers.DDPMScheduler,
+}
+
+
+@pytest.mark.parametrize("strategy", [FIRST_BLOCK, FORECAST, BROADCAST], ids=lambda strategy: strategy.title)
+@pytest.mark.parametrize("name", COUNTS_NOT)
+def test_a_call_waits_once_at_most_where_the_timestep_is_an_entry_of_the_schedulers(strategy, name):
+    scheduler, model, reads = COUNTS_NOT[name](), made(WAN), []
+    assert not hasattr(scheduler, "step_index")
+    texts, latent = torch.randn(2, 1, TEXT_TOKENS, TEXT_WIDTH), torch.ones(WAN.latent)
+    handle = apply(model, strategy, scheduler=scheduler)
+    scheduler.set_timesteps(12)
+    for t in scheduler.timesteps[2:]:  # as from a picture
+        for text in texts:
+            with CountingReads() as counting:
+                prediction = model(latent, t.expand(1), text, return_dict=False)[0]
+            reads.append(counting.reads)
+        latent = latent - 0.05 * prediction
+    assert [call.step.index for call in handle.report.calls[::2]] == list(range(10))
+    assert handle.report.count("reused", "forecast") > 4
+    assert max(reads[2:]) <= 1  # was 2
+
+
+COPIES = {
+    "HunyuanDiT": lambda t: torch.tensor([t] * 1),
+    "in half precision": lambda t: t.to(torch.bfloat16).reshape(1),
+}
+
+
+def _counted(model, latent, timestep, text):
+    """The prediction, and how often the device would have been waited for."""
+    with CountingReads() as counting:
+        prediction = model(latent, timestep, text, return_dict=False)[0]
+    return prediction, counting.reads
+
+
+@pytest.mark.parametrize("strategy", [FIRST_BLOCK, FORECAST, BROADCAST], ids=lambda strategy: strategy.title)
+@pytest.mark.parametrize("name", COUNTS_NOT)
+@pytest.mark.parametrize("copy", COPIES)
+def test_a_call_waits_once_at_most_where_the_timestep_is_a_copy(strategy, name, copy):
+    scheduler, model, reads = COUNTS_NOT[name](), made(WAN), []
+    texts, latent = torch.randn(2, 1, TEXT_TOKENS, TEXT_WIDTH), torch.ones(WAN.latent)
+    handle = apply(model, strategy, scheduler=scheduler)
+    scheduler.set_timesteps(12)
+    for t in scheduler.timesteps:
+        timestep = COPIES[copy](t)
+        for text in texts:
+            prediction, waits = _counted(model, latent, timestep, text)
+            reads.append(waits)
+        latent = latent - 0.05 * prediction
+    assert [call.step.index for call in handle.report.calls[::2]] == list(range(12))
+    assert handle.report.count("reused", "forecast") > 4
+    assert max(reads[2 * 2 :]) <= 1  # was 2; the first two evaluations show that steps go on in order
+
+
+@pytest.mark.parametrize("strategy", [FIRST_BLOCK, FORECAST, BROADCAST], ids=lambda strategy: strategy.title)
+@pytest.mark.parametrize("order", [[0, 1, 2, 3, 7, 8, 9], [0, 1, 2, 3, 3, 4, 5], [0, 1, 2, 3, 0, 1, 2, 3]], ids=str)
+def test_a_copy_of_another_timestep_than_the_next_is_noticed(strategy, order):
+    """A scheduler that counts no steps is supposed to go on in order: where it does not, the call is computed."""
+    scheduler, model, reports = diffusers.DDPMScheduler(), made(WAN), []
+    latent, text = torch.ones(WAN.latent), torch.randn(1, TEXT_TOKENS, TEXT_WIDTH)
+    handle = apply(model, strategy, scheduler=scheduler)
+    scheduler.set_timesteps(12)
+    for place, index in enumerate(order):
+        timestep = scheduler.timesteps[index].clone().reshape(1)
+        prediction, _ = _counted(model, latent, timestep, text)
+        if place == 4:
+            with torch.no_grad():
+                plain = made(WAN)(latent, timestep, text, return_dict=False)[0]
+            assert torch.equal(prediction, plain)
+        reports += [] if handle.report in reports else [handle.report]
+        latent = latent - 0.05 * prediction
+    handle.engine.reset()
+    assert len(reports) == 2 and reports[0].state == "finished"
+    assert reports[1].calls[0].action == "computed"
+    assert [call.step.timestep for call in reports[1].calls] == pytest.approx(scheduler.timesteps[order[4:]].tolist())
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        lambda scheduler, index: scheduler.timesteps[index].clone(),
+        lambda scheduler, index: torch.stack([scheduler.timesteps[index]]),
+        lambda scheduler, index: scheduler.timesteps[index].double(),
+        lambda scheduler, index: scheduler.timesteps[index : index + 1],
+        lambda scheduler, index: scheduler.timesteps[index].expand(3),
+    ],
+)
+def test_a_timestep_is_read_as_it_is_wherever_it_lies(told):
+    scheduler = diffusers.DDIMScheduler()
+    scheduler.set_timesteps(12)
+    schedule = schedule_for(scheduler, number_in(scheduler.timesteps[0]))
+    for index in (0, 3, 11):
+        tensor = told(scheduler, index)
+        assert schedule.expected(tensor, is_called=False) in (None, number_in(tensor))
+    assert schedule.expected(scheduler.timesteps[2:4], is_called=False) is None
+    scheduler.timesteps[3] = 7
+    assert schedule.expected(scheduler.timesteps[3], is_called=False) is None
+
+
+# The clock.
+
+
+def _slow_once():
+    """Loads for a while, when it is first called."""
+    loads = [0.4]
+    return lambda: time.sleep(loads.pop()) if loads else None
+
+
+def _of_accelerate(model):
+    hooks, load = pytest.importorskip("accelerate.hooks"), _slow_once()
+    hook = type("Loads", (hooks.ModelHook,), {"pre_forward": lambda _, module, *a, **k: (load(), (a, k))[1]})()
+    hooks.add_hook_to_module(model, hook, append=True)
+
+
+def _of_diffusers(model):
+    load = _slow_once()
+    hook = type(
+        "Loads", (diffusers.hooks.ModelHook,), {"pre_forward": lambda _, module, *a, **k: (load(), (a, k))[1]}
+    )()
+    diffusers.hooks.HookRegistry.check_if_exists_or_initialize(model).register_hook(hook, "loads")
+
+
+@pytest.mark.parametrize("loading", [_of_accelerate, _of_diffusers])
+@pytest.mark.parametrize("comes", ["before", "after"])
+@pytest.mark.parametrize("denoiser", [WAN, SD3], ids=lambda denoiser: denoiser.name)
+def test_seconds_of_sampling_exclude_loading(denoiser, loading, comes):
+    model = made(denoiser)
+    loading(model) if comes == "before" else None
+    handle = apply(model, FORECAST)
+    loading(model) if comes == "after" else None
+    began = time.perf_counter()
+    denoise(denoiser, model, Clock(), steps=6)
+    assert handle.report.count("reused", "forecast") > 0
+    assert 0 < handle.report.seconds < time.perf_counter() - began - 0.35
+
+
+@pytest.mark.parametrize("is_offloaded, is_known", [(True, False), (False, True)])
+def test_no_seconds_where_loading_can_not_be_told_apart(is_offloaded, is_known):
+    """Accelerate's hook on a model that is compiled as a whole: it loads the model within the compiled call."""
+    model = made(WAN)
+    if is_offloaded:
+        _of_accelerate(model)
+    model = torch.compile(model, backend="eager")
+    handle = apply(model, FORECAST)
+    denoise(WAN, model, Clock(), steps=6, context=cache_context)
+    assert handle.report.count("reused", "forecast") > 0
+    assert (handle.report.seconds > 0) is is_known
 
 
 def test_attention_that_no_step_to_come_may_reuse_is_not_kept():

@@ -13,7 +13,7 @@ from cache_core.strategies.pyramid_attention import PyramidAttentionBroadcast
 from cache_core.strategies.taylorseer import TaylorSeerCache
 
 STEPS = 12
-FORECAST = TaylorSeerCache(cache_interval=3, disable_cache_before_step=2)
+FORECAST = TaylorSeerCache(cache_interval=3, disable_cache_before_step=2, few_steps="draft")
 
 
 def _set(scheduler, **settings):

@@ -4,8 +4,20 @@ import json
 import os
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
+
+LIMIT = 240  # seconds: ranks that disagree wait for each other for ever
+
+
+@cache
+def reports_of(worker, world):
+    """What each of so many ranks reports, for all tests of a file: a failure is not tried again for each of them."""
+    try:
+        return results_of(worker, world, LIMIT)
+    except (AssertionError, subprocess.TimeoutExpired) as failure:
+        return failure
 
 
 def results_of(worker, world, limit):

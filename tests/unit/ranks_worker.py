@@ -6,6 +6,7 @@ python ranks_worker.py RANK WORLD STORE RESULT
 import json
 import os
 import sys
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -18,9 +19,13 @@ from cache_core import CacheRun, Schedule
 from cache_core.model import rehearsal
 from cache_core.run.ranks import Ranks
 from cache_core.strategies.first_block import FirstBlockCache
+from cache_core.strategies.pyramid_attention import PyramidAttentionBroadcast
 from cache_core.strategies.taylorseer import TaylorSeerCache
 
 TOKENS = 10
+BROADCAST = PyramidAttentionBroadcast(
+    spatial_attention_timestep_skip_start=-1, spatial_attention_timestep_skip_end=1001
+)
 
 
 class Spread(nn.Module):
@@ -49,14 +54,14 @@ def whole(part):
     return torch.cat(parts, 1)
 
 
-def sample(strategy, latent, gathers, group):
+def sample(strategy, latent, gathers, group, free=None, prompt=lambda step: "prompt"):
     """A sampling run of this rank's tokens: its decisions, and the latent it ends with."""
     model, sigmas = Spread(gathers), sigmas_of(16)
-    run = CacheRun([strategy], Schedule(sigmas), ranks=Ranks(group))
-    for now, following in pairwise(sigmas):
+    run = CacheRun([strategy], Schedule(sigmas), ranks=Ranks(group), free=lambda device: free)
+    for step, (now, following) in enumerate(pairwise(sigmas)):
         level = torch.full((1,), now)
         run.begin_evaluation()
-        velocity = run.call_model(model, lambda latent=latent, level=level: model(latent, level), level, ["prompt"])
+        velocity = run.call_model(model, lambda latent=latent, level=level: model(latent, level), level, [prompt(step)])
         latent = latent + (following - now) * velocity
     run.report.close()
     actions = [call.action for call in run.report.calls]
@@ -64,6 +69,7 @@ def sample(strategy, latent, gathers, group):
         "actions": actions,
         "measures": [call.measure for call in run.report.calls],
         "notes": run.report.notes,
+        "share": run.report.computed_share,
     }, latent
 
 
@@ -79,12 +85,22 @@ def jobs(rank, world):
         spread, part = sample(strategy, mine, True, group)
         expected, picture = alone(strategy, latent)
         yield name, {**spread, "expected": expected, "error": float((whole(part) - picture).norm() / picture.norm())}
+    yield "guarded", sample(replace(first_block, guard="worst frame"), mine, True, group)[0]
     yield "each for itself", alone(first_block, mine)[0]
     yield "in a group", sample(first_block, mine, False, group)[0]
+    changes = lambda step: "prompt" if rank < world - 1 or step < 6 else "another"  # noqa: E731
+    yield "new on one rank", sample(first_block, mine, False, group, prompt=changes)[0]
     misread = rehearsal.relative_error
     rehearsal.relative_error = (lambda *_: 1.0) if rank == world - 1 else misread
     yield "misread on one rank", sample(first_block, mine, True, group)[0]
     rehearsal.relative_error = misread
+    attention = mine.shape[1] * W * 4  # bytes that one attention gives
+    free = 2.5 * attention if rank == world - 1 else 1e9
+    yield "little memory on one rank", sample(BROADCAST, mine, True, group, free)[0]
+    limited = replace(BROADCAST, memory_limit_gb=4 * 2.6 * W * 4 / 2**30)  # four times two tokens fit, three do not
+    yield "a token more on some ranks", sample(limited, mine, True, group)[0]
+    alike = Ranks(group).are_alike("same", mine.device), Ranks(group).are_alike(rank == 1, mine.device)
+    yield "alike", {"actions": [], "alike": alike}
     some = torch.tensor([1.0, float("nan") if rank == 1 else 2.0])
     numbers = Ranks(group).largest([rank, some[1]], some.device)
     yield "numbers", {"total": Ranks(group).total(some).tolist(), "largest": numbers, "given": some[0].item()}

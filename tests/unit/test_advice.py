@@ -6,7 +6,7 @@ import pytest
 from toy import POSITIVE, ReuseAlways, Sampling, first_latent, sigmas_of
 
 from cache_core import CacheRun, Report, Schedule
-from cache_core.report.advice import in_words, quantiles_of
+from cache_core.report.advice import in_words, quantiles_of, thresholds_to_try
 from cache_core.report.record import CallRecord
 from cache_core.strategies.faster_cache import FasterCache
 from cache_core.strategies.first_block import FirstBlockCache
@@ -48,33 +48,86 @@ def test_joined_and_separate_branches_count_once_for_an_evaluation():
     assert quantiles_of([call for call in once for _ in range(2)]) == quantiles_of(once)
 
 
+@pytest.mark.parametrize("threshold", [0.05, 0.1, 0.15])
+def test_thresholds_to_try_skip_about_as_many_steps_as_they_say(toy, threshold):
+    def skipped_at(value):
+        sampling = Sampling(toy, (FirstBlockCache(residual_diff_threshold=value, max_order=0),), sigmas_of(30))
+        sampling.sample(first_latent())
+        return sampling.report.as_dict()
+
+    report = skipped_at(threshold)
+    assert {try_["threshold"] > threshold for try_ in report["advice"]} == {True, False}
+    for try_ in report["advice"]:
+        told, now = try_["skips"], report["totals"]["steps_skipped"]
+        assert (told > now) == (try_["threshold"] > threshold) and told != now
+        assert abs(skipped_at(try_["threshold"])["totals"]["steps_skipped"] - told) <= 6
+        assert f"Threshold {try_['threshold']:g} would skip about {told} of 30 steps." in in_words(report)
+    assert "P50" not in in_words(report)
+
+
+def test_no_threshold_is_suggested_that_skips_about_as_many_steps():
+    alike = [record(n, "computed", 1.0) for n in range(1, 21)]
+    assert thresholds_to_try(alike) == []
+
+
 @pytest.mark.parametrize("calls", [[], [record(1, measure=0.5)], [record(n) for n in range(9)]], ids=len)
 def test_too_few_measures_suggest_nothing(calls):
     assert quantiles_of(calls) is None
 
 
+DRAFT = dict(few_steps="draft")
+
+
 @pytest.mark.parametrize(
     ("strategy", "steps", "sentence"),
     [
-        (TaylorSeerCache(), 3, "0 reused: 3 steps are too few for warm-up 3 and interval 4."),
-        (TaylorSeerCache(), 1, "0 reused: 1 step is too few for warm-up 3 and interval 4."),
+        (TaylorSeerCache(), 3, "0 reused: with only 3 steps each one changes so much that skipping it would show"),
+        (FasterCache(), 8, "To skip some all the same, set few_steps to 'draft' on Apply FasterCache."),
+        (PyramidAttentionBroadcast(), 6, "0 reused: with only 6 steps each one changes so much"),
+        (TaylorSeerCache(**DRAFT), 3, "0 reused: 3 steps are too few for warm-up 3 and interval 3."),
+        (TaylorSeerCache(**DRAFT), 1, "0 reused: 1 step is too few for warm-up 3 and interval 3."),
         (FirstBlockCache(), 1, "0 reused: no step after the first is within start_percent to end_percent."),
-        (PyramidAttentionBroadcast(), 1, "0 reused: no step after the first is within the timesteps to skip."),
+        (PyramidAttentionBroadcast(**DRAFT), 1, "0 reused: no step after the first is within the timesteps to skip."),
         (
-            TaylorSeerCache(disable_cache_before_step=8),
-            8,
-            "0 reused: 8 steps are too few for warm-up 8 and interval 4.",
+            TaylorSeerCache(disable_cache_before_step=10),
+            10,
+            "0 reused: 10 steps are too few for warm-up 10 and interval 3.",
         ),
+        (
+            TaylorSeerCache(disable_cache_before_step=100),
+            20,
+            "0 reused: 20 steps are too few for warm-up 100 and interval 3.",
+        ),
+        (
+            TaylorSeerCache(disable_cache_before_step=10, disable_cache_after_step=5),
+            20,
+            "0 reused: disable_cache_before_step 10 and disable_cache_after_step 5 leave no step. Raise the latter",
+        ),
+        (
+            TaylorSeerCache(disable_cache_before_step=0, disable_cache_after_step=1, spacing="steps"),
+            12,
+            "0 reused: disable_cache_before_step 0 and disable_cache_after_step 1 leave no step. Raise the latter",
+        ),
+        (
+            FirstBlockCache(start_percent=0.6, end_percent=0.5),
+            12,
+            "0 reused: start_percent 0.6 is after end_percent 0.5: lower the one or raise the other.",
+        ),
+        (FirstBlockCache(few_steps="compute all"), 6, "To skip some all the same, use Apply First Block Cache."),
         (
             FirstBlockCache(start_percent=0.98),
             6,
             "0 reused: no step after the first is within start_percent",
         ),
         (FirstBlockCache(residual_diff_threshold=0.0), 6, "0 reused: these settings never reuse."),
-        (FirstBlockCache(residual_diff_threshold=1e-6), 12, "or more at every step, and the threshold is 1e-06. "),
+        (
+            FirstBlockCache(residual_diff_threshold=1e-6),
+            12,
+            "0 reused: no step changed by less than the threshold 1e-06. Threshold ",
+        ),
         (
             PyramidAttentionBroadcast(spatial_attention_timestep_skip_end=101),
-            4,
+            9,
             "0 reused: no step after the first is within the timesteps to skip.",
         ),
         (
@@ -83,7 +136,7 @@ def test_too_few_measures_suggest_nothing(calls):
                 temporal_attention_timestep_skip_end=5,
                 unconditional_batch_timestep_skip_end=5,
             ),
-            4,
+            9,
             "0 reused: no step after the first is within the timesteps to skip.",
         ),
     ],
@@ -97,6 +150,15 @@ def test_a_run_that_reused_nothing_says_why(toy, strategy, steps, sentence):
     (warning,) = report["warnings"]
     assert sentence in warning
     assert warning in in_words(report)
+
+
+def test_a_run_of_few_steps_is_not_told_to_raise_the_threshold(toy):
+    few, more = (Sampling(toy, (FirstBlockCache(residual_diff_threshold=1e-6),), sigmas_of(steps)) for steps in (8, 9))
+    for sampling in (few, more):
+        sampling.sample(first_latent())
+    (warning,), (other,) = (sampling.report.as_dict()["warnings"] for sampling in (few, more))
+    assert warning.endswith("threshold 1e-06; with only 8 steps each one changes much.") and "Threshold" in other
+    assert few.report.as_dict()["advice"] == []
 
 
 def test_a_run_that_reused_has_no_such_warning(toy):

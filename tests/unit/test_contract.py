@@ -33,6 +33,7 @@ from cache_core.strategies.taylorseer import TaylorSeerCache
 ON = [
     FirstBlockCache(),
     FirstBlockCache(max_order=0),
+    FirstBlockCache(guard="worst frame"),
     FirstBlockCache(residual_diff_threshold=0.3, max_order=2, max_consecutive_cache_hits=2),
     *(TaylorSeerCache(cache_interval=2, cache_level=level) for level in ("output", "model", "block", "module")),
     TaylorSeerCache(cache_level="module", max_order=0, taylor_factors_dtype=torch.bfloat16),

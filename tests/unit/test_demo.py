@@ -162,7 +162,7 @@ def test_a_method_is_one_run_over_all_prompts_with_the_median_of_what_each_gave(
         return method.sampled(pictures[seed] * (1 - offset), share=0.8, seconds=seed + 1.0)
 
     uncached, fewer = methods.sampled(sample, compared, PROMPTS[:3], lambda: made.append(None))
-    assert asked == [(PROMPTS[0], 3), *2 * [(prompt, seed) for seed, prompt in enumerate(PROMPTS[:3])]]
+    assert asked == [(PROMPTS[0], 3), *((prompt, seed) for seed, prompt in enumerate(PROMPTS[:3]) for _ in compared)]
     assert len(made) == 6
     assert (uncached.seconds, uncached.computed_share, uncached.is_identical) == (6.0, pytest.approx(0.8), True)
     assert (fewer.steps, fewer.computed_share) == (10, pytest.approx(0.4))

@@ -29,7 +29,8 @@ from toy import (
 )
 
 from cache_core import CacheRun, Schedule
-from cache_core.strategies.faster_cache import WINDOWS, FasterCache, split_frequencies
+from cache_core.strategies.faster_cache import FasterCache
+from cache_core.strategy.tensors import split_frequencies
 
 TOKENS = PICTURE[0] * PICTURE[1]
 ATTENTION_ONLY = dict(unconditional_batch_skip_range=1, spatial_attention_timestep_skip_end=1001)
@@ -202,7 +203,7 @@ def test_other_predictions_than_pictures_and_videos_are_always_computed(shape):
 
 def test_a_range_of_one_never_skips_the_negative_prompt_and_keeps_nothing_for_it():
     guidance = Guidance(FasterCache(unconditional_batch_skip_range=1, **ALWAYS_SKIPPING))
-    assert not guidance.run.steps_in_at("guidance")
+    assert not guidance.run.state.terms.steps_in_at("guidance")
     assert guidance.skipped() == []
     assert not guidance.run.state.memories
     assert not guidance.run.report.calls
@@ -342,15 +343,42 @@ def test_without_guidance_two_outputs_of_each_attention_and_branch_are_held(toy)
 def test_free_leaves_nothing(layout):
     sampling, _ = guided(FasterCache(), layout=layout)
     kept = [weakref.ref(tensor) for tensor in tensors_in(list(sampling.run.state.memories.values()))]
-    assert len(kept) == 2 * 5 * 2 + 2
+    assert len(kept) == 2 * 5 + 2  # the positive prompt's are dropped in the last step, which nothing follows
     sampling.run.free()
     assert alive(kept) == 0
 
 
+WINDOWS = (
+    "spatial_attention_timestep_skip",
+    "temporal_attention_timestep_skip",
+    "unconditional_batch_timestep_skip",
+    "low_frequency_weight_update",
+    "high_frequency_weight_update",
+)
+
+
 @pytest.mark.parametrize("name", WINDOWS)
 @pytest.mark.parametrize(("start", "end"), [(800, 100), (500, 500)])
-def test_a_window_that_no_step_lies_in_is_an_error_that_teaches(name, start, end):
-    with pytest.raises(
-        ValueError, match=rf"{name}_start {start} is not below {name}_end {end}.*set start to the lower"
-    ):
-        FasterCache(**{f"{name}_start": start, f"{name}_end": end})
+def test_a_window_that_no_step_lies_in_is_told_with_what_to_do(name, start, end):
+    strategy = FasterCache(temporal_attention_block_skip_range=2, **{f"{name}_start": start, f"{name}_end": end})
+    assert strategy.contradiction.startswith(f"{name}_start {start} is not below {name}_end {end}: ")
+    assert strategy.contradiction.endswith("set start to the lower one")
+
+
+@pytest.mark.parametrize("name", ["unconditional_batch_timestep_skip", "low_frequency_weight_update"])
+def test_where_one_window_is_closed_nothing_is_skipped(name):
+    plain, closed = (
+        FasterCache(unconditional_batch_skip_range=1, spatial_attention_block_skip_range=1),
+        FasterCache(**{f"{name}_start": 700, f"{name}_end": 700}),
+    )
+    sampling, latent = guided(closed)
+    assert torch.equal(latent, guided(plain)[1])
+    assert sampling.report.count("computed") == len(sampling.report.calls) > 0
+    assert f"{name}_start 700 is not below" in sampling.report.as_dict()["why_nothing"]
+
+
+def test_windows_of_what_is_off_contradict_nothing():
+    closed = {f"{name}_{end}": 500 for name in WINDOWS for end in ("start", "end")}
+    assert not FasterCache(
+        unconditional_batch_skip_range=1, spatial_attention_block_skip_range=1, **closed
+    ).contradiction

@@ -8,7 +8,7 @@ from torch import nn
 from toy import POSITIVE, C, Sampling, Toy, first_latent, reference, relative_error, sigmas_of, uncached
 
 from cache_core.strategies.first_block import FirstBlockCache
-from cache_core.strategy.tensors import relative_change, sampled_tokens
+from cache_core.strategy.tensors import copied, relative_change, sampled_tokens
 
 
 def decisions(sampling):
@@ -146,9 +146,22 @@ def test_relative_change_by_hand(now, before, expected, shape):
     assert change == pytest.approx(expected, nan_ok=True)
 
 
+@pytest.mark.parametrize("shape", [(2, 3, 40, 50, 8), (1, 24, 30, 52, 4), (2, 64, 64, 8), (32760, 16)], ids=str)
+def test_features_of_any_dimensions_are_thinned(shape):
+    features = torch.arange(math.prod(shape), dtype=torch.float32).reshape(shape)
+    kept = sampled_tokens(features)
+    tokens = features.reshape(len(features) if len(shape) > 2 else 1, -1, shape[-1])
+    stride = tokens.shape[1] // 1024
+    expected = tokens[:, ::stride] if len(shape) > 2 else tokens[0, ::stride][: tokens.shape[1] // stride // 12 * 12]
+    assert torch.equal(kept, expected)
+    assert torch.equal(sampled_tokens(features.transpose(1, -2).transpose(1, -2)), expected)
+    elsewhere = features.transpose(1, -2) if len(shape) > 3 else features
+    assert sampled_tokens(elsewhere)[..., :1].unique().numel() == kept[..., :1].numel()
+
+
 @pytest.mark.parametrize("tokens", [1, 1024, 2047, 2048, 5000])
 def test_about_a_thousand_tokens_are_kept_to_compare(tokens):
-    kept = sampled_tokens(torch.arange(2.0 * tokens).reshape(2, tokens, 1))
+    (kept,) = copied([sampled_tokens(torch.arange(2.0 * tokens).reshape(2, tokens, 1))])
     assert min(tokens, 1024) <= kept.shape[1] < 2048
     assert kept[0, -1] >= 0.99 * (tokens - 1)  # spread over all of them
     assert kept.untyped_storage().nbytes() == kept.nbytes  # nothing of the rest is held

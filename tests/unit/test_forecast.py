@@ -16,6 +16,7 @@ from cache_core.strategy.forecast import (
     safe_weights_on_device,
     weighted_sum,
 )
+from cache_core.strategy.packed import packed
 
 few = settings(max_examples=60, deadline=None)  # a busy machine must not fail a test
 falling_nodes = st.lists(st.floats(0.02, 0.5), min_size=1, max_size=4).map(
@@ -136,8 +137,8 @@ def test_a_sum_is_a_new_tensor_and_leaves_its_parts_alone(dtype):
     assert torch.equal(part, torch.ones(4, dtype=dtype))
 
 
-def filled(*nodes, capacity=2, dtype=None):
-    history = History(capacity, dtype)
+def filled(*nodes, capacity=2):
+    history = History(capacity)
     for node in nodes:
         history.add(node, (torch.full((2, 3), node),))
     return history
@@ -170,10 +171,13 @@ def test_other_shapes_start_the_history_anew():
     assert history.nodes == [0.4]
 
 
-def test_the_history_stores_in_its_dtype_and_gives_back_the_features_own():
-    history = filled(0.9, 0.7, dtype=torch.bfloat16)
-    assert {features[0].dtype for features in history.features} == {torch.bfloat16}
-    assert history.combined([2.0, -1.0])[0].dtype is torch.float32
+def test_the_history_gives_back_the_dtype_of_what_was_kept_in_fewer_bits():
+    history = History(2)
+    for node in (0.9, 0.7):
+        history.add(node, (packed(torch.full((2, 3), node), torch.bfloat16),))
+    assert {features[0].parts[0].dtype for features in history.features} == {torch.bfloat16}
+    (combined,) = history.combined([2.0, -1.0])
+    assert combined.dtype is torch.float32 and torch.allclose(combined, torch.full((2, 3), 0.5), rtol=2e-2)
 
 
 def test_a_history_of_polynomial_values_forecasts_them_exactly():

@@ -19,7 +19,7 @@ def test_a_sheet_has_a_row_for_each_setting_and_a_column_for_each_prompt(tmp_pat
     spec.loader.exec_module(script)
     script.HELP = tmp_path
     (tmp_path / "RefrainLoadDemo").mkdir()
-    colors = [[torch.full((3, 64, 64), (row + 1) / 8) for _ in script.SHOWN] for row in range(rows)]
+    colors = [[torch.full((3, 64, 64), (row + 3) / 8) for _ in script.SHOWN] for row in range(rows)]
     shown = [[Label(f"row {row}"), *pictures] for row, pictures in enumerate(colors)]
 
     script._save("Title", shown, "RefrainLoadDemo", "x")
@@ -28,6 +28,6 @@ def test_a_sheet_has_a_row_for_each_setting_and_a_column_for_each_prompt(tmp_pat
     sizes = dict.fromkeys(range(rows), 0)
     for count, level in sheet.getcolors(1 << 16):
         for row in sizes:
-            sizes[row] += count if abs(level - 255 * (row + 1) / 8) < 3 else 0
+            sizes[row] += count if abs(level - 255 * (row + 3) / 8) < 3 else 0
     pixels = len(script.SHOWN) * 192**2  # enlarged three times
     assert all(0.95 * pixels < size < 1.1 * pixels for size in sizes.values()), sizes

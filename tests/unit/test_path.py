@@ -4,10 +4,12 @@ from itertools import pairwise
 
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 from toy import POSITIVE, TEXTS, Sampling, first_latent
 
 from cache_core.run.path import ANOTHER, LEAST_NOISE, LatentPath
 from cache_core.run.run import CacheRun
+from cache_core.strategies.first_block import FirstBlockCache
 from cache_core.strategies.taylorseer import NOISE_IS_ADDED, TaylorSeerCache
 from cache_core.strategy.step import Schedule
 
@@ -180,6 +182,25 @@ def test_taylorseer_continues_a_trend_only_without_noise(toy, noise):
     assert run.state.paths.whole.has_noise == noise == (NOISE_IS_ADDED in run.report.notes)
     assert run.report.count("reused") >= 6 if noise else run.report.count("forecast") >= 4
     assert run.report.count("forecast") == 0 or not noise
+
+
+@pytest.mark.parametrize("strategy", [FirstBlockCache(), TaylorSeerCache()], ids=lambda strategy: strategy.title)
+def test_watching_for_noise_costs_nothing_where_nobody_asks(strategy):
+    """It was 115 calls of PyTorch an evaluation."""
+
+    class Calls(TorchFunctionMode):
+        count = 0
+
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            Calls.count += getattr(function, "__name__", "") not in ("__get__", "__set__", "__hash__")
+            return function(*args, **(kwargs or {}))
+
+    run, latent = CacheRun([strategy], Schedule([*SIGMAS, 0.0])), first_latent()
+    with Calls():
+        for _ in range(4):
+            run.begin_evaluation(latent=latent)
+            run.end_evaluation(latent)
+    assert (Calls.count > 0) == strategy.trusts_schedule
 
 
 def test_a_planned_step_is_computed_once_at_one_sigma(toy):

@@ -212,12 +212,21 @@ def test_free_leaves_nothing(toy, layout):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("start", "end"), [(800, 100), (500, 500), (801, 800)])
-def test_a_window_that_no_step_lies_in_is_an_error_that_teaches(kind, start, end):
-    name = f"{kind}_attention_timestep_skip"
-    with pytest.raises(
-        ValueError, match=rf"{name}_start {start} is not below {name}_end {end}.*set start to the lower"
-    ):
-        PyramidAttentionBroadcast(**{f"{name}_start": start, f"{name}_end": end})
+def test_a_window_that_no_step_lies_in_is_told_and_nothing_is_reused(toy, kind, start, end):
+    name, ranges = f"{kind}_attention_timestep_skip", {f"{other}_attention_block_skip_range": 1 for other in KINDS}
+    ranges[f"{kind}_attention_block_skip_range"] = 2
+    strategy = PyramidAttentionBroadcast(**ranges, **{f"{name}_start": start, f"{name}_end": end})
+    sampling = Sampling(toy, (strategy,), sigmas_of(12))
+    assert torch.equal(sampling.sample(first_latent()), Sampling(toy, (), sigmas_of(12)).sample(first_latent()))
+    (warning,) = sampling.report.as_dict()["warnings"]
+    assert f"{name}_start {start} is not below {name}_end {end}" in warning and "set start to the lower" in warning
+
+
+def test_a_window_of_what_is_never_reused_contradicts_nothing(toy):
+    strategy = PyramidAttentionBroadcast(cross_attention_timestep_skip_start=800, cross_attention_timestep_skip_end=100)
+    sampling = Sampling(toy, (strategy,), sigmas_of(12))
+    sampling.sample(first_latent())
+    assert sampling.report.count("reused") > 0 and not strategy.contradiction
 
 
 def test_reused_attention_is_told_in_the_report(toy):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from toy import relative_error
 
-from cache_core.compare.quality import psnr, ssim
+from cache_core.compare.quality import closeness, psnr, ssim
 
 
 def pictures(*shape, seed=0):
@@ -75,6 +75,17 @@ def test_psnr_counts_decibels_of_all_pictures_together():
     assert psnr(black, black) == math.inf
     assert psnr(black + 0.1, black) == pytest.approx(20, abs=1e-4)
     assert psnr(half, black) == pytest.approx(20 + 10 * math.log10(2), abs=1e-4)
+
+
+def test_one_by_one_pictures_are_as_close_as_together():
+    reference = pictures(5, 3, 24, 24)
+    picture = torch.stack([noisy(one, amount) for one, amount in zip(reference, (0.0, 0.01, 0.1, 0.2, 0.4))])
+    assert closeness(iter(picture), iter(reference)) == pytest.approx(
+        (psnr(picture, reference), ssim(picture, reference)), rel=1e-9
+    )
+    assert closeness(iter(reference), iter(reference)) == (math.inf, 1.0)
+    with pytest.raises(ValueError, match="longer"):
+        closeness(picture[:4], reference)
 
 
 def test_what_is_measured_is_not_changed():

@@ -38,6 +38,13 @@ def test_ranks_decide_and_draw_as_one_process_with_all_tokens(world, job):
 
 
 @each_world
+def test_in_a_group_the_guard_goes_by_the_mean_and_says_so(world):
+    for rank in results(world):
+        assert rank["guarded"]["actions"] == rank["first block"]["actions"]
+        assert any("guard goes by the main stream's mean alone" in note for note in rank["guarded"]["notes"])
+
+
+@each_world
 def test_without_a_group_the_same_ranks_would_disagree(world):
     decisions = {tuple(rank["each for itself"]["actions"]) for rank in results(world)}
     assert len(decisions) > 1
@@ -45,10 +52,34 @@ def test_without_a_group_the_same_ranks_would_disagree(world):
 
 
 @each_world
+def test_a_branch_that_is_new_on_one_rank_is_computed_on_all(world):
+    told = [rank["new on one rank"]["actions"] for rank in results(world)]
+    computed = [[action == "computed" for action in actions] for actions in told]
+    assert all(each == computed[0] for each in computed) and computed[0][6]
+    assert not all(computed[0][:6]) and not all(computed[0][7:])
+
+
+@each_world
 def test_blocks_that_one_rank_could_not_read_always_run_on_all(world):
     for rank in results(world):
         assert set(rank["misread on one rank"]["actions"]) == {"computed"}
         assert "could not be read" in " ".join(rank["misread on one rank"]["notes"])
+
+
+@each_world
+@pytest.mark.parametrize(
+    "job, fit", [("little memory on one rank", {2: 2, 4: 1}), ("a token more on some ranks", {4: 3})]
+)
+def test_ranks_leave_out_the_same_sites_where_memory_is_short_on_one(world, job, fit):
+    if world in fit:
+        ranks = [rank[job] for rank in results(world)]
+        assert all(f"{fit[world]} of 4 attentions fit" in " ".join(rank["notes"]) for rank in ranks)
+        assert all(rank["share"] == ranks[0]["share"] < 1 for rank in ranks)
+
+
+@each_world
+def test_ranks_know_whether_they_found_the_same(world):
+    assert all(rank["alike"]["alike"] == [True, False] for rank in results(world))
 
 
 @each_world

@@ -132,7 +132,7 @@ def test_without_a_strategy_for_guidance_both_predictions_are_asked_for_at_once(
         answer = run.call_guidance(toy, lambda *wanted: asked.append(wanted) or wanted, torch.tensor([sigma]), NEGATIVE)
         assert answer == (True, True)
     assert asked == [(True, True)] * 4
-    assert not run.steps_in_at("guidance")
+    assert not run.state.terms.steps_in_at("guidance")
 
 
 def test_the_report_knows_the_bytes_held(toy):

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass, fields
+from itertools import groupby
 from math import inf, nan
 from pathlib import Path
 
@@ -66,17 +67,22 @@ def test_whatever_a_node_hands_on_is_refused_in_few_words(name, value):
 
 
 @pytest.mark.parametrize(("start", "end"), [(0.6, 0.5), (1.0, 0.0)])
-def test_a_range_the_wrong_way_round_is_an_error(start, end):
-    with pytest.raises(ValueError, match=rf"start_percent {start} .*end_percent {end}.*Lower start_percent or raise"):
-        FirstBlockCache(start_percent=start, end_percent=end)
+def test_a_range_the_wrong_way_round_is_told_with_what_to_do(start, end):
+    told = FirstBlockCache(start_percent=start, end_percent=end).contradiction
+    assert told.startswith(f"start_percent {start:g} is after end_percent {end:g}")
+    assert told.endswith("lower the one or raise the other")
 
 
 @pytest.mark.parametrize(("before", "after"), [(3, 3), (5, 2), (0, 0)])
-def test_steps_that_contradict_each_other_are_an_error(before, after):
-    with pytest.raises(
-        ValueError, match=rf"after_step is {after} and .*before_step is {before}.*Set disable_cache_after"
-    ):
-        TaylorSeerCache(disable_cache_before_step=before, disable_cache_after_step=after)
+def test_steps_that_contradict_each_other_are_told_with_what_to_do(before, after):
+    told = TaylorSeerCache(disable_cache_before_step=before, disable_cache_after_step=after).contradiction
+    assert told.startswith(f"disable_cache_before_step {before} and disable_cache_after_step {after} leave no step.")
+    assert told.endswith("Raise the latter, or set it to -1 (never)")
+
+
+@pytest.mark.parametrize("strategy", all_strategies(), ids=lambda strategy: strategy.__name__)
+def test_defaults_do_not_contradict_each_other(strategy):
+    assert strategy().contradiction == ""
 
 
 @pytest.mark.parametrize("strategy", all_strategies(), ids=lambda strategy: strategy.__name__)
@@ -129,3 +135,23 @@ def test_a_tooltip_that_says_careful_balanced_or_fast_says_it_of_the_readmes_num
 
     assert {name for name, _ in said} == {"residual_diff_threshold", "cache_interval"}
     assert {at: named[at[0]][at[1]] for at in said} == said
+
+
+MODELS = re.compile(r"1024²|14B|480p|720p|MiniMax-H3")
+
+
+def test_a_tooltip_gives_the_bytes_of_the_readmes_table():
+    for strategy in all_strategies():
+        (row,) = re.findall(rf"^\| Apply {strategy.title.removesuffix(' Cache')}.*$", README, re.MULTILINE)
+        (told,) = {
+            found
+            for each in fields(strategy)
+            for found in re.findall(r"Flux [^;]+H3 [\d./]+ GB", each.metadata.get("help", ""))
+        }
+
+        numbers = [
+            re.findall(r"\d+(?:\.\d+)?", MODELS.sub("", text)) for text in (row.split("GiB")[1].split(" | ")[0], told)
+        ]
+        table, tooltip = ([one for one, _ in groupby(each)] for each in numbers)
+        assert len(table) >= 4
+        assert table[: len(tooltip)] == tooltip

@@ -11,7 +11,7 @@ from cache_core.strategies.first_block import FirstBlockCache
 from cache_core.strategies.taylorseer import TaylorSeerCache
 
 ORDER_ZERO = TaylorSeerCache(
-    cache_level="model", max_order=0, cache_interval=9, disable_cache_before_step=2, spacing="steps"
+    cache_level="model", max_order=0, cache_interval=9, disable_cache_before_step=2, spacing="steps", few_steps="draft"
 )
 REPLAY_ERROR = 1e-6  # anchor + (output - anchor) rounds twice in float32
 replayed = pytest.mark.parametrize("strategy", [ReuseAlways(), ORDER_ZERO], ids=["reuse-always", "taylorseer-order-0"])
@@ -453,3 +453,14 @@ def test_what_is_kept_holds_no_graph(toy):
         outputs = [sampling.predict(dict.fromkeys(sampling.branches, first_latent()), index) for index in range(2)]
     assert outputs[0][POSITIVE].requires_grad
     assert not outputs[1][POSITIVE].requires_grad
+
+
+@pytest.mark.parametrize("doubles, singles", [(1, 3), (1, 1), (2, 3)])
+def test_a_list_of_one_block_that_leads_is_learned_like_any_other(doubles, singles):
+    toy = Toy(doubles, singles)
+    sampling = Sampling(toy, (FirstBlockCache(residual_diff_threshold=0.5),))
+    latent, uncached = sampling.sample(first_latent()), Sampling(Toy(doubles, singles)).sample(first_latent())
+    reused = sampling.report.count("reused", "forecast")
+    assert reused >= 4 and relative_error(latent, uncached) < 0.1
+    assert not any("as learned" in note for note in sampling.report.notes)
+    assert toy.runs_of("block") < (doubles + singles) * (len(sampling.sigmas) + 2)

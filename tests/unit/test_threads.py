@@ -29,7 +29,7 @@ from toy import (
 )
 
 from cache_core.run import evaluation
-from cache_core.run.run import NO_LEADER
+from cache_core.run.evaluation import NO_LEADER
 from cache_core.strategies.faster_cache import FasterCache
 from cache_core.strategies.first_block import FirstBlockCache
 from cache_core.strategies.pyramid_attention import PyramidAttentionBroadcast
@@ -78,7 +78,7 @@ class Threads(Sampling):
                 begun.set()
             return Sampling.call(Bound(self, self.models[name]), {name: latents[name]}, self.sigmas[index], (name,))
 
-        with self.run.in_threads(list(latents)):
+        with self.run.state.evaluation.in_threads(list(latents)):
             if not self.are_on:
                 return {name: call(name)[name] for name in latents}
             self.run.state.evaluation.begin_threads(self.leader)

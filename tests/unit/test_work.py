@@ -76,6 +76,14 @@ def test_of_one_branch_all_is_compared_with_its_own_first_call():
     assert work.is_little([], "new")
 
 
+def test_a_first_call_in_which_nothing_ran_is_no_measure():
+    toy = Toy()
+    work = Work(toy, {})
+    assert not work.is_little([], "positive")  # nothing is known yet
+    assert not work.is_little(toy.blocks, "positive")
+    assert work.is_little([], "positive")
+
+
 def test_of_a_list_of_one_its_first_and_last_part_are_watched():
     toy = Toy(doubles=1, singles=1)
     watched = list(Work(toy, {}).watched)

@@ -2,6 +2,7 @@ import { app } from "../../../scripts/app.js";
 import { html } from "./element.js";
 import { showRuns } from "./runs.js";
 import "./style.js";
+import "./timeline.js"; // its strip comes first
 import { say } from "./words.js";
 
 /** What a Cache Preset chose, and why. */
@@ -9,7 +10,7 @@ class Choice {
   part = /** @type {const} */ ("choice");
   root = html(
     "div",
-    { class: "refrain refrain-choice", role: "region", "aria-label": say("choice"), tabindex: 0, "data-state": "empty" },
+    { class: "refrain refrain-choice", role: "region", dir: "auto", "aria-label": say("choice"), tabindex: 0, "data-state": "empty" },
     say("waiting_choice"),
   );
 

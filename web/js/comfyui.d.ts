@@ -5,6 +5,7 @@ interface GraphNode {
   comfyClass: string;
   constructor: { nodeData?: { name: string; input: { hidden?: Record<string, unknown> }; output: string[] } };
   size: [number, number];
+  widgets?: { options?: { advanced?: boolean } }[];
   graph?: Graph | null;
   subgraph?: Graph;
   setSize(size: [number, number]): void;

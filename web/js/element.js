@@ -12,9 +12,11 @@ export function svg(tag, attributes = {}, ...children) {
 
 /** A drawing in units of its own, stretched to its place. @param {number} width @param {number} height @param {...Node} children */
 export function stretched(width, height, ...children) {
-  const attributes = { viewBox: `0 0 ${width} ${height}`, preserveAspectRatio: "none", "aria-hidden": "true" };
-  return svg("svg", attributes, ...children);
+  return svg("svg", { viewBox: `0 0 ${width} ${height}`, preserveAspectRatio: "none", role: "none" }, ...children);
 }
+
+/** A line of text, in whatever language it is. @param {string} text @param {string} kind */
+export const line = (text, kind) => html("div", { class: kind, dir: "auto" }, text);
 
 /** @template {Element} T @param {T} element @param {Record<string, string | number>} attributes @param {(Node | string)[]} children */
 function filled(element, attributes, children) {

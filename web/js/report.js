@@ -1,19 +1,28 @@
 import { app } from "../../../scripts/app.js";
-import { html } from "./element.js";
-import { ACTIONS, amount, headline, measure } from "./format.js";
+import { html, line } from "./element.js";
+import { facts, headline, wouldSkip } from "./format.js";
 import { measurePlot } from "./plot.js";
 import { showRuns } from "./runs.js";
 import { Strip } from "./strip.js";
-import { say } from "./words.js";
+import { direction, say, told } from "./words.js";
 
 /** @typedef {import("./types.js").Run} Run @typedef {import("./types.js").Report} Report @typedef {import("./types.js").Totals} Totals */
 
-const HEIGHT = 344;
+const HEIGHT = 308;
+const SAID_BY_HEADLINE = ["0 reused: ", "hardly faster"]; // of the warnings
+const TURN = /** @type {Record<string, string>} */ ({
+  // by a cache's title: the setting that makes it faster
+  "TaylorSeer Cache": "cache_interval",
+  "Pyramid Attention Broadcast": "spatial_attention_block_skip_range",
+  FasterCache: "unconditional_batch_skip_range",
+});
 
 /** What a Cache Report shows. */
 class ReportView {
   part = /** @type {const} */ ("report");
-  strip = new Strip();
+  headline = line("", "refrain-headline");
+  facts = line("", "refrain-fact");
+  strip = new Strip(this.headline, this.facts);
   root = html(
     "div",
     { class: "refrain refrain-report", role: "region", "aria-label": say("report"), tabindex: 0, "data-state": "empty" },
@@ -40,66 +49,54 @@ class ReportView {
   draw(report) {
     const { totals } = report;
     this.root.dataset.state = totals ? report.state : "none";
+    this.root.dir = direction();
     if (!totals) {
-      this.root.replaceChildren(line(report.summary));
+      this.root.replaceChildren(line(told(report.summary), "refrain-fact"));
       return;
     }
     Object.assign(this.root.dataset, { calls: totals.calls, computed: totals.computed });
     Object.assign(this.root.dataset, { reused: totals.reused, forecast: totals.forecast });
     const said = headline(report);
+    [this.headline.textContent, this.facts.textContent] = [said, facts(totals)];
     this.strip.show(report, said);
+    const others = report.warnings.filter((warning) => !SAID_BY_HEADLINE.some((words) => warning.includes(words)));
     this.root.replaceChildren(
-      line(said, "refrain-headline"),
-      ...report.warnings.map((warning) => line(`${say("warning")}: ${warning}`, "refrain-warning")),
+      this.strip.words,
       this.strip.lanes,
-      this.strip.line,
-      ...measures(report),
-      table(totals),
-      line(facts(totals)),
-      ...report.notes.map((note) => line(`${say("note")}: ${note}`, "refrain-note")),
+      ...others.map((warning) => line(`${say("warning")}: ${told(warning)}`, "refrain-warning")),
+      ...this.#plot(report),
+      ...advice(report).map((text) => line(text, "refrain-fact")),
+      ...table(totals),
+      ...report.notes.map((note) => line(`${say("note")}: ${told(note)}`, "refrain-note")),
     );
+  }
+
+  /** @param {Report} report */
+  #plot({ measures, calls, steps }) {
+    if (!measures) return [];
+    const plot = measurePlot(calls, steps, measures.threshold);
+    this.strip.follow(plot);
+    return [plot];
   }
 }
 
-/** @param {string} text @param {string} [kind] */
-const line = (text, kind = "refrain-fact") => html("div", { class: kind }, text);
-
-/** @param {Report} report */
-function measures({ measures, calls, steps }) {
-  if (!measures) return [];
-  const rows = measures.quantiles.map(({ percent, value, reuses }) =>
-    html(
-      "tr",
-      {},
-      html("th", { scope: "row" }, say("quantile", { percent })),
-      html("td", {}, measure(value)),
-      html("td", {}, `${say("try")}: ${say("would_reuse", { count: reuses, of: measures.evaluations })}`),
-    ),
-  );
-  return [measurePlot(calls, steps, measures.threshold), html("table", { class: "refrain-quantiles" }, ...rows)];
+/** What to turn: thresholds to try, or the setting that makes it faster. @param {Report} report */
+function advice({ advice, why_nothing, strategies }) {
+  if (advice.length) return advice.slice(why_nothing ? 1 : 0).map(wouldSkip); // the headline says the first
+  const settings = strategies.map(({ title }) => TURN[title]).filter(Boolean);
+  return why_nothing ? [] : settings.map((setting) => say("turn", { setting }));
 }
 
-/** @param {Totals} totals */
-function table(totals) {
-  const head = ACTIONS.map((action) => html("th", { scope: "col" }, say(action)));
-  const rows = [["all", totals], ...Object.entries(totals.branches)].map(([name, counts]) =>
-    html(
-      "tr",
-      {},
-      html("th", { scope: "row" }, say(String(name))),
-      ...ACTIONS.map((action) => html("td", {}, String(/** @type {any} */ (counts)[action]))),
-    ),
+/** Counts for each prompt, where they are not the same for all. @param {Totals} totals */
+function table({ branches }) {
+  const skipped = (/** @type {Totals["branches"][string]} */ counts) => counts.reused + counts.forecast;
+  if (new Set(Object.values(branches).map(skipped)).size < 2) return [];
+  const cell = (/** @type {string | number} */ text) => html("td", {}, String(text));
+  const rows = Object.entries(branches).map(([name, counts]) =>
+    html("tr", {}, html("th", { scope: "row" }, say(name)), cell(counts.computed), cell(skipped(counts))),
   );
-  return html("table", { class: "refrain-totals" }, html("tr", {}, html("td"), ...head), ...rows);
-}
-
-/** @param {Totals} totals */
-function facts(totals) {
-  return [
-    say("share", { percent: Math.round(totals.computed_share * 100) }),
-    say("held", { amount: amount(totals.bytes_held) }),
-    say("seconds", { seconds: totals.seconds.toFixed(2) }),
-  ].join(" · ");
+  const head = [say("computed"), say("skipped")].map((text) => html("th", { scope: "col" }, text));
+  return [html("table", { class: "refrain-totals" }, html("tr", {}, html("td"), ...head), ...rows)];
 }
 
 app.registerExtension({

@@ -59,8 +59,8 @@ function take(run) {
 /** @param {Run} run */
 function deliver(run) {
   if (run.workflow && run.workflow !== rootGraph()?.id) return; // of another workflow, whose nodes are numbered alike
-  for (const id of run.nodes) viewOf(id, "timeline")?.show?.(run);
-  for (const id of run.shown_by) viewOf(id, "report")?.show?.(run);
+  for (const id of run.nodes) viewOf(id, "timeline")?.show?.(run, id);
+  for (const id of run.shown_by) viewOf(id, "report")?.show?.(run, id);
 }
 
 /** Tell the results of the open workflow's last prompt from older ones, which it left on the nodes. */
@@ -80,7 +80,7 @@ async function compareWithLastPrompt() {
   for (const [id, run] of current) {
     const view = viewOf(id, "timeline");
     shown.add(view);
-    if (!isNew(run)) view?.showEarlier?.(run);
+    if (!isNew(run)) view?.showEarlier?.(run, id);
   }
   for (const id of new Set([...Object.keys(last.outputs), ...last.cached])) {
     const output = [last, ...before].find((prompt) => id in prompt.outputs)?.outputs[id];

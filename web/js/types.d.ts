@@ -13,6 +13,7 @@ export interface Call {
   measure: number | null;
   threshold: number | null;
   computed_share: number;
+  in_part: boolean; // neither computed nor skipped as a whole
   seconds: number | null;
 }
 
@@ -21,8 +22,14 @@ export interface Totals extends Record<Action, number> {
   branches: Record<string, Record<Action, number>>;
   computed_share: number;
   speed_up: number | null;
+  steps_done: number;
+  steps_skipped: number;
+  steps_in_part: number;
   seconds: number;
+  seconds_uncached: number | null; // about
   bytes_held: number;
+  bytes_away?: number;
+  gaps_repaired?: number;
 }
 
 export interface Report {
@@ -35,6 +42,9 @@ export interface Report {
     evaluations: number;
     quantiles: { percent: number; value: number; reuses: number }[];
   } | null;
+  strategies: { title: string; node: string | null; resting: string }[]; // why it is left out of the run
+  advice: { threshold: number; skips: number; of: number }[]; // a higher threshold first
+  why_nothing: string; // was reused
   warnings: string[];
   notes: string[];
   calls: Call[];
@@ -57,8 +67,8 @@ export type Part = "timeline" | "report" | "choice";
 export interface View {
   part: Part;
   root: HTMLElement;
-  show?(run: Run): void;
-  showEarlier?(run: Run): void; // the last prompt needed no sampling: its samples are those of this run
+  show?(run: Run, node: string): void; // the node that it is on
+  showEarlier?(run: Run, node: string): void; // the last prompt needed no sampling: its samples are those of this run
   fill?(output: any): void; // what the node put out
   age(): void; // what is shown is not of the last prompt
 }

@@ -27,6 +27,9 @@ OTHER_CACHES = {
     "fb_cache_attr": "First Block Cache (ComfyUI_Patches_ll)",
 }
 
+# Of them, those that keep one output for all prompts of a batch: with one prompt less they fail in the middle of a run.
+CACHES_OF_WHOLE_BATCHES = {"cache_dit_turbo", "tea_cache_attr"}
+
 # Patches after attention that may mix the rows of the prompts, as NAGuidance does.
 PATCHES_THAT_MIX_PROMPTS = {"attn1_output_patch", "attn2_output_patch"}
 

@@ -14,7 +14,7 @@ import torch
 
 from ...run.run import CacheRun
 from .contexts import BRANCHES, CONTROLS, context_of_guidance, controls_at, prompts_at
-from .exceptions import PATCHES_THAT_MIX_PROMPTS
+from .exceptions import CACHES_OF_WHOLE_BATCHES, OTHER_CACHES, PATCHES_THAT_MIX_PROMPTS
 from .threads import POOL, Threads
 
 NO_NEGATIVE = "where cfg is 1, or with a distilled model, the negative prompt is not run, so there is none to skip"
@@ -28,6 +28,7 @@ NO_PAIR = (
 )
 CHANGING_PROMPTS = "the negative prompt always runs: LoRA hooks or default prompts may change it from step to step"
 MIXED_PROMPTS = "the negative prompt always runs: another node mixes it into the positive one's attention (NAG)"
+WHOLE_BATCHES = "the negative prompt always runs: {} keeps one output for both prompts and fails where one is left out"
 
 Compute = Callable[[list], Any]  # the denoised latents of branches; a branch that is None is left out
 
@@ -40,13 +41,14 @@ def denoised_of_branches(
     options[CONTROLS] = controls_at(conds, sigma)
     compute = partial(_compute, run, executor, model, x, sigma, model_options)
     run.asked_together |= len(conds) > 1
-    if not run.steps_in_at("guidance") or len(conds) == 1:  # one: of this kind of guider, or a guidance's extra one
+    is_one = len(conds) == 1  # of this kind of guider, or a guidance's extra one
+    if is_one or not run.state.terms.steps_in_at("guidance"):
         return compute(conds)
     if why := _why_not_estimated(conds, options):
         run.report.note(why)
         return compute(conds)
     context = context_of_guidance(model, conds, x, sigma, options)
-    return _estimated(run, compute, model.diffusion_model, conds, x, sigma, context)
+    return run.again(partial(_estimated, run, compute, model.diffusion_model, conds, x, sigma, context))
 
 
 def _why_not_estimated(conds: list, options: dict) -> str | None:
@@ -59,6 +61,8 @@ def _why_not_estimated(conds: list, options: dict) -> str | None:
         return CHANGING_PROMPTS
     if PATCHES_THAT_MIX_PROMPTS & options.get("patches", {}).keys():
         return MIXED_PROMPTS
+    for option in sorted(CACHES_OF_WHOLE_BATCHES & options.keys()):
+        return WHOLE_BATCHES.format(OTHER_CACHES[option])
     return None
 
 
@@ -69,7 +73,7 @@ def _compute(
     if POOL not in model_options:
         return executor(model, conds, x, sigma, model_options)
     entries = [entry for prompts in prompts_at(conds, sigma) for entry in prompts]
-    with run.in_threads(entries):
+    with run.state.evaluation.in_threads(entries):
         return executor(model, conds, x, sigma, model_options | {POOL: Threads(run, model_options)})
 
 

@@ -22,6 +22,7 @@ from .wrappers import KEY
 
 SAMPLERS, SCHEDULERS = comfy.samplers.KSampler.SAMPLERS, comfy.samplers.KSampler.SCHEDULERS
 RATIOS = ("downscale_ratio_spacial", "downscale_ratio_temporal")  # of an empty latent; ComfyUI 0.8 has none
+_BAR = 1000  # parts of the progress bar
 NO_PICTURES = "The VAE makes no pictures of these latents. Compare models of pictures or videos, with their own VAE."
 
 
@@ -49,9 +50,10 @@ class TimedSamples(NamedTuple):
 class Rounds:
     """Sampling runs that share a progress bar. A cancel ends them with ComfyUI's own exception."""
 
-    def __init__(self, model: ModelPatcher, inputs: SamplerInputs, expected: int) -> None:
-        self._inputs, self._expected, self._done = inputs, expected, 0  # steps
-        self._bar = comfy.utils.ProgressBar(expected)
+    def __init__(self, model: ModelPatcher, inputs: SamplerInputs) -> None:
+        self._inputs, self._expected, self._done = inputs, 1, 0  # steps
+        self._before = 0.0  # 0..1 of the bar, which was passed before those
+        self._bar = comfy.utils.ProgressBar(_BAR)
         self._previewer = latent_preview.get_previewer(model.load_device, model.model.latent_format)
 
     def load(self, models: Sequence[ModelPatcher], steps: int) -> None:
@@ -63,8 +65,12 @@ class Rounds:
                 loaded.append(model)
 
     def expect(self, steps: int) -> None:
-        """There are so many steps to come, as is known now."""
-        self._expected = self._done + steps
+        """There are so many steps to come, as is known now. The bar goes on from where it is."""
+        self._before, self._expected, self._done = self._passed(self._done), steps, 0
+
+    def finish(self) -> None:
+        """Nothing is to come."""
+        self._bar.update_absolute(_BAR, _BAR)
 
     def run(self, model: ModelPatcher, steps: int) -> TimedSamples:
         """One sampling run."""
@@ -92,23 +98,37 @@ class Rounds:
             if self._previewer:
                 first = denoised.unbind()[0] if denoised.is_nested else denoised
                 preview = self._previewer.decode_latent_to_preview_image("JPEG", first)
-            self._bar.update_absolute(self._done + round((step + 1) * steps / total), self._expected, preview)
+            passed = self._passed(self._done + (step + 1) * steps / total)
+            self._bar.update_absolute(round(_BAR * passed), _BAR, preview)
 
         return after_step
 
+    def _passed(self, steps: float) -> float:
+        return self._before + (1 - self._before) * min(1.0, steps / self._expected)
 
-def decoded(vae: VAE, samples: Any) -> Tensor:
-    """What VAE Decode makes of samples: (pictures or frames, 3, height, width) in 0..1. NaN is black, as when saved.
 
-    Raises ValueError if that is no picture.
-    """
+class Pictures(Sequence):
+    """What a VAE made, as it gave it; picture by picture (3, height, width) in 0..1. NaN is black, as when saved."""
+
+    def __init__(self, made: Tensor) -> None:
+        self.made = made  # (pictures or frames, height, width, channels)
+
+    def __len__(self) -> int:
+        return len(self.made)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self.made[index, ..., :3].movedim(-1, 0).float().nan_to_num(0.0).clamp(0, 1).cpu().contiguous()
+
+
+def decoded(vae: VAE, samples: Any) -> Pictures:
+    """What VAE Decode makes of samples. Raises ValueError if that is no picture."""
     comfy.model_management.throw_exception_if_processing_interrupted()
     pictures = vae.decode(samples.unbind()[0] if samples.is_nested else samples)
     if pictures.ndim == 5:  # (videos, frames, height, width, channels)
         pictures = pictures.flatten(0, 1)
     if pictures.ndim != 4 or pictures.shape[-1] < 3:
         raise ValueError(NO_PICTURES)
-    return pictures[..., :3].movedim(-1, 1).float().nan_to_num(0.0).clamp(0, 1).cpu()
+    return Pictures(pictures)
 
 
 def is_video(samples: Any) -> bool:

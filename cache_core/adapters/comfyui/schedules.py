@@ -1,5 +1,7 @@
 """The sigmas of a sampling run, as the model at hand counts them."""
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from comfy.model_patcher import ModelPatcher
@@ -19,3 +21,8 @@ def schedule_for(model: ModelPatcher, sigmas: torch.Tensor) -> Schedule:
         nearest = lambda sigma: np.abs(table - np.log(max(sigma, TINY))).argmin()  # noqa: E731
         timestep_of = lambda sigma: float(nearest(sigma)) * 1000 / len(table)  # noqa: E731
     return schedule_of(sigmas.tolist(), sampling.percent_to_sigma, timestep_of, isinstance(sampling, CONST))
+
+
+def denoised_by(model: ModelPatcher) -> Callable[..., torch.Tensor]:
+    """Makes the clean latent of a sigma, a model output and a latent, as this model does."""
+    return lambda *given: model.get_model_object("model_sampling").calculate_denoised(*given)

@@ -12,6 +12,7 @@ from comfy.model_management import InterruptProcessingException
 from ...report.report import Report
 from ...run.run import CacheRun
 from ...run.telling import telling
+from ...strategy.setting import counted
 from ...strategy.strategy import Strategy
 from .guidance import ONE_BY_ONE
 from .weights import FETCHED_ALL_THE_SAME, are_fetched_all_the_same
@@ -21,6 +22,9 @@ CANCELS = (InterruptProcessingException,)  # in ComfyUI 0.8 an ordinary exceptio
 NOT_ASKED = (
     "the caches on this model did nothing: its guider samples with the settings of another of its models. Put them on "
     "that one (of Dual Model CFG Guider, on `model`), where they work for both"
+)
+OTHER_STEPS = (
+    "the cache was chosen for {}, but this run has {}: set steps to 0 on Cache Preset to take them from the run"
 )
 
 
@@ -76,9 +80,17 @@ def tell_of_no_run(parts: Sequence[tuple[Strategy, str]], watch: Watch | None) -
             watch(report).ended(None)
 
 
+def note_at_start(report: Report, notes: Sequence[str], expected: int) -> None:
+    """What is known of a run when it begins. Its caches were chosen for so many steps, 0 for any."""
+    for note in notes:
+        report.note(note)
+    if expected not in (0, report.steps):
+        report.note(OTHER_STEPS.format(counted(expected, "step"), counted(report.steps, "step")))
+
+
 def _note_what_it_was_like(run: CacheRun) -> None:
     """What is known only once a run was sampled."""
     if are_fetched_all_the_same(run.state.terms.strategies):
         run.report.note(FETCHED_ALL_THE_SAME)
-    if run.steps_in_at("guidance") and not run.asked_together:
+    if run.state.terms.steps_in_at("guidance") and not run.asked_together:
         run.report.note(ONE_BY_ONE)

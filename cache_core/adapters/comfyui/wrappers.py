@@ -19,13 +19,15 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import CallbacksMP, WrappersMP
 
+from ...run.repairing import allow_repair
 from ...run.run import CacheRun
 from ...strategy.strategy import Strategy
 from .contexts import contexts_of, labels_of
 from .exceptions import METHODS, OTHER_CACHES, of_its_own, refuse_other_caches, why_computed
 from .guidance import denoised_of_branches
-from .schedules import UNORDERED, schedule_for
-from .watching import CANCELS, Watch, tell_of_no_run, watched
+from .room import Room, free_away
+from .schedules import UNORDERED, denoised_by, schedule_for
+from .watching import CANCELS, Watch, note_at_start, tell_of_no_run, watched
 from .weights import fetch_no_more_blocks
 
 logger = logging.getLogger(__name__)
@@ -37,13 +39,15 @@ NO_EFFECT = "the {} node before {} has no effect: both leave out the same work, 
 OTHER_CACHE = "{} is on this model too; the calls that it leaves out count as computed here"
 
 
-def with_cache(model: ModelPatcher, strategy: Strategy, *, watch: Watch | None = None, owner: str = "") -> ModelPatcher:
+def with_cache(
+    model: ModelPatcher, strategy: Strategy, *, watch: Watch | None = None, owner: str = "", steps: int = 0
+) -> ModelPatcher:
     """A clone of the model that samples with this strategy, beside those it has on other levels.
 
     Of two strategies that share a level, or both stand in for model calls, the later replaces the earlier, and reports
     say so. `watch(report)` is called when a run begins, with a report that fills up; what it returns is told of every
-    model call and of the end. `owner` is what the caller knows the strategy by, for the report. Raises ValueError for
-    what is no MODEL, and where another node caches the same model calls.
+    model call and of the end. `owner` is what the caller knows the strategy by, for the report. It was chosen for so
+    many `steps` (0: any). Raises ValueError for what is no MODEL, and where another node caches the same calls.
     """
     if not hasattr(model, "add_wrapper_with_key"):
         told = f"{strategy.title}: model is {reprlib.repr(model)}, which is no MODEL"
@@ -56,6 +60,7 @@ def with_cache(model: ModelPatcher, strategy: Strategy, *, watch: Watch | None =
     parts = (*(part for part in parts if part not in replaced), (strategy, owner))
     cached = model.clone()
     wrappers = _Wrappers(parts, watch, (*(before.notes if before else ()), *notes))
+    wrappers.steps = steps or (before.steps if before else 0)
     cached.set_attachments(KEY, wrappers)
     for kind, wrapper in (
         (WrappersMP.OUTER_SAMPLE, wrappers.outer_sample),
@@ -72,9 +77,8 @@ def with_cache(model: ModelPatcher, strategy: Strategy, *, watch: Watch | None =
 
 def _replaces(later: Strategy, earlier: Strategy) -> bool:
     """Whether two caches share a place, or each would take the other's guesses for what the model computes."""
-    if set(later.levels) & set(earlier.levels):
-        return True
-    return later.stands_in_for_calls and earlier.stands_in_for_calls
+    is_shared = not set(later.levels).isdisjoint(earlier.levels)
+    return is_shared or (later.stands_in_for_calls and earlier.stands_in_for_calls)
 
 
 def strategies_of(model: ModelPatcher) -> tuple[Strategy, ...]:
@@ -87,8 +91,8 @@ class _Wrappers:
     """What a cached MODEL carries: its strategies, each with its owner, and the wrapper that opens a run with them."""
 
     def __init__(self, parts: Sequence[tuple[Strategy, str]], watch: Watch | None, notes: tuple[str, ...]) -> None:
-        self.parts, self.watch, self.notes = parts, watch, notes  # for every report of its runs
-        self.strategies = tuple(strategy for strategy, _ in parts)
+        self.parts, self.watch, self.notes, self.steps = parts, watch, notes, 0  # for every report of its runs
+        self.strategies, self.room = tuple(strategy for strategy, _ in parts), Room()
         self._here = threading.local()  # .runs: how many runs with them go on in this thread
 
     def __deepcopy__(self, memo: Any) -> _Wrappers:
@@ -107,13 +111,14 @@ class _Wrappers:
         sigmas = kwargs["sigmas"] if "sigmas" in kwargs else args[3]
         mask = kwargs["denoise_mask"] if "denoise_mask" in kwargs else args[4] if len(args) > 4 else None
         schedule = schedule_for(guider.model_patcher, sigmas)
-        run = CacheRun(self.strategies, schedule, METHODS, fetch_no_more_blocks, mask, cancels=CANCELS)
+        noise = kwargs["noise"] if "noise" in kwargs else args[0]
+        free = self.room.beside(guider.model_patcher, noise.shape, options)
+        run = CacheRun(self.strategies, schedule, METHODS, fetch_no_more_blocks, mask, None, CANCELS, free, free_away)
+        allow_repair(run.state, mask, denoised_by(guider.model_patcher))
+        run.report.owners = tuple(owner for _, owner in self.parts)
         if schedule.is_open:
             run.report.steps = len(sigmas) - 1
-            run.report.note(UNORDERED)
-        run.report.owners = tuple(owner for _, owner in self.parts)
-        for note in self.notes:
-            run.report.note(note)
+        note_at_start(run.report, (*[UNORDERED] * schedule.is_open, *self.notes), self.steps)
         options[KEY] = run
         _place(options)
         for option in OTHER_CACHES.keys() & options:
@@ -125,6 +130,7 @@ class _Wrappers:
         finally:
             self._here.runs -= 1
             options.pop(KEY, None)
+            self.room.remember(noise.shape, run.report.bytes_foretold)
             run.free()
         with run.telling():
             logger.info(run.report.line())
@@ -155,9 +161,7 @@ def predict_noise(executor: Any, x: Any, timestep: Any, model_options: dict = {}
     if run is None:
         return executor(x, timestep, model_options, seed)
     run.begin_evaluation(latent=x)
-    denoised = executor(x, timestep, model_options, seed)
-    run.end_evaluation(denoised)
-    return denoised
+    return run.end_evaluation(executor(x, timestep, model_options, seed))
 
 
 def apply_model(
@@ -177,7 +181,7 @@ def apply_model(
         return forward()
     if control is not None:
         run.report.note(CONTROLNET)
-    if run.steps_in_at("attention"):
+    if run.state.terms.steps_in_at("attention"):
         options = options | {ATTENTION: partial(attention, run, options.get(ATTENTION))}
     model = executor.class_obj.diffusion_model
     contexts, labels = contexts_of(executor.class_obj, x, control, transformer_options), labels_of(transformer_options)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import logging
-import time
 from collections.abc import Callable
 from copy import deepcopy
 from functools import partial
@@ -19,24 +18,22 @@ from ...model.hooks import HookRegistry
 from ...model.structure import flattened
 from ...report.report import Report
 from ...run.ranks import Ranks
+from ...run.reading import AnotherStep
 from ...run.run import CacheRun
 from ...strategy.tensors import copied
 from .arguments import Arguments
 from .configs import settings_of
+from .grids import on_grid
 from .guidance import GIVEN, JOINED, WITHOUT, joined_output
-from .parallel import context_parallel_group
+from .parallel import TokenSplits, context_parallel_group
 from .prompts import Origin, Prompts
+from .room import free_away, free_on
 from .sampling import Sampling, models_along
-from .steps import SchedulerSteps, number_in, schedule_for
+from .steps import NO_SCHEDULER, OTHER_SCHEDULER, SchedulerSteps, number_in, schedule_for
 
 logger = logging.getLogger(__name__)
 
 NO_TIMESTEP = "Refrain: %s is called without a timestep, so every call is computed."
-NO_SCHEDULER = "Refrain: computed steps are spaced evenly, for the schedule is not known. Pass scheduler= to apply."
-OTHER_SCHEDULER = (
-    "Refrain: the model's first timestep %g is none of those of the scheduler that was passed, so the schedule is not "
-    "known and computed steps are spaced evenly. Pass the scheduler that the pipeline steps with."
-)
 SEVERAL_OUTPUTS = "the negative prompt is not estimated: the model gives more than one tensor"
 
 
@@ -44,7 +41,8 @@ class CachedModel:
     """Runs a model's forward passes with strategies, one `CacheRun` for each sampling run.
 
     Nobody says when a run begins. One does with the first call, after `reset()`, with which pipelines end, when the
-    noise rises, when the scheduler was set up anew, when the first step comes again for another prompt, after an error.
+    noise rises, when the scheduler was set up anew, when the first step comes again for another prompt, after an error,
+    and where a scheduler that counts no steps goes on at another one than the next.
     """
 
     def __init__(self, model: nn.Module, strategies_or_config: Any, scheduler: Any = None, group: Any = None) -> None:
@@ -80,12 +78,17 @@ class CachedModel:
         beneath.add(self.model, lambda _, *args, **kwargs: forward(*args, **kwargs))
         try:
             sampling = self._sampling_at(timestep, branch, origin, arguments.latent.device)
-            with beneath:
-                output = self._output(sampling, branch, arguments)
+            sampling.begin_clock_in(beneath, self.model)
+            with beneath, sampling.splits.resting():
+                output = sampling.run.again(partial(self._output, sampling, branch, arguments))
+            sampling.run.again(sampling.reading.settle)
+        except AnotherStep:
+            self._end()  # a call of a run of its own is computed
+            return self.call(forward, args, kwargs, context)
         except BaseException:
             self._drop()
             raise
-        sampling.run.report.seconds = time.perf_counter() - sampling.began
+        sampling.run.report.seconds = sampling.seconds
         if sampling.is_complete:
             self._end()
             self._ended = sampling.schedule
@@ -112,13 +115,10 @@ class CachedModel:
             self._end()
 
     def _end(self) -> None:
-        if self._sampling is not None:
-            run = self._sampling.run
-            run.report.steps = self._sampling.schedule.count
+        if (sampling := self._sampling) is not None:
             self._drop()
-            with run.telling():
-                run.report.close()
-                logger.info(run.report.line())
+            with sampling.run.telling():
+                logger.info(sampling.told())
 
     def _drop(self) -> None:
         sampling, self._sampling = self._sampling, None
@@ -136,8 +136,7 @@ class CachedModel:
         if told is None:
             self._say(NO_TIMESTEP, type(self.model).__name__)
             return None
-        expected = None if sampling is None else sampling.schedule.expected(branch in sampling.called)
-        return number_in(told) if expected is None else expected
+        return number_in(told) if sampling is None else sampling.timestep_of(told, branch)
 
     def _branch_of(self, origin: Origin | None) -> str:
         """A name for the branch that has this conditioning. Those whose conditioning is gone are forgotten."""
@@ -162,7 +161,7 @@ class CachedModel:
             if self.scheduler is not None:
                 for other in models_along(self.scheduler) - {self}:
                     other.end_if_left_behind(sampling)
-        sampling.called[branch] = origin
+        sampling.calls(branch, origin)
         return sampling
 
     def _begin(self, timestep: float, rises: bool) -> Sampling:
@@ -171,8 +170,11 @@ class CachedModel:
         if schedule.is_open and any(getattr(strategy, "spacing", "") == "sigma" for strategy in strategies):
             self._say(NO_SCHEDULER) if self.scheduler is None else self._say(OTHER_SCHEDULER, timestep)
         group = self.group if self.group is not None else context_parallel_group(self.model)
-        run = CacheRun(strategies, schedule, ranks=Ranks(group))
-        self._sampling = Sampling(run, schedule, time.perf_counter(), run.steps_in_at("guidance"))
+        splits = TokenSplits(self.model)
+        ranks = Ranks(group, splits.hooks, (WITHOUT,))
+        run = CacheRun(strategies, schedule, ranks=ranks, free=free_on, free_away=free_away)
+        estimates = run.state.terms.steps_in_at("guidance")
+        self._sampling = Sampling(run, schedule, estimates, splits, may_be_divided=self.group is not None)
         self.report = run.report
         return self._sampling
 
@@ -203,9 +205,9 @@ class CachedModel:
 
     def _guided(self, sampling: Sampling, arguments: Arguments, predict: Callable[..., Any]) -> tuple[Tensor, Tensor]:
         """The predictions with the prompt and without: the model's own, or what stands in."""
-        context = (WITHOUT, tuple(arguments.latent.shape))
-        sigma = sampling.reading.tensor
-        return sampling.run.call_guidance(self.model, predict, sigma, context, WITHOUT, arguments.latent)
+        latent, guidance = arguments.latent, sampling.run.call_guidance
+        known = dict(sigma=sampling.reading.tensor, context=(WITHOUT, tuple(latent.shape)), label=WITHOUT)
+        return on_grid(sampling.grid_of(arguments), partial(guidance, self.model, latent=latent, **known), predict)
 
     def _say(self, text: str, *values: Any) -> None:
         if text not in self._said:

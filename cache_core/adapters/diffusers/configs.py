@@ -1,4 +1,4 @@
-"""diffusers' config objects as strategies of ours, every field honoured."""
+"""diffusers' config objects as strategies of ours, every field honoured; they know no difference for few steps."""
 
 from __future__ import annotations
 
@@ -12,10 +12,18 @@ import diffusers.hooks
 from torch import nn
 
 from ...model.chains import block_lists
-from ...strategies.first_block import FirstBlockCache
 from ...strategies.taylorseer import TaylorSeerCache
+from ...strategy.few_steps import DRAFT
+from ...strategy.packed import GPU
 from ...strategy.strategy import Strategy
-from .named import NamedFasterCache, NamedPyramidAttentionBroadcast, NamedTaylorSeerCache, Names, fits
+from .named import (
+    NamedFasterCache,
+    NamedPyramidAttentionBroadcast,
+    NamedTaylorSeerCache,
+    Names,
+    PublishedFirstBlockCache,
+    fits,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -26,12 +34,17 @@ TENSOR_FORMATS = ("BCFHW", "BFCHW", "BCHW")
 
 @dataclass(frozen=True)
 class Wanted:
-    """What to do with a model."""
+    """What to do with a model. Raises ValueError for settings that contradict each other."""
 
     strategies: tuple[Strategy, ...]
     timestep: Callable[[], Any] | None = None  # asks the pipeline where it is
     is_joined: bool = False  # a batch is the branches [uncond, cond], whatever its context says
     joined_arguments: tuple[str, ...] = ()  # names of those known to hold both
+
+    def __post_init__(self) -> None:
+        for strategy in self.strategies:
+            if strategy.contradiction:
+                raise ValueError(f"{strategy.title}: {strategy.contradiction}.")
 
 
 def settings_of(model: nn.Module, given: Any) -> Wanted:
@@ -60,7 +73,7 @@ def _pyramid_attention_broadcast(model: nn.Module, config: Any) -> Wanted:
     for kind, skip_range in ranges.items():
         window = getattr(config, f"{kind}_attention_timestep_skip_range")
         options |= _skipping(f"{kind}_attention_block", f"{kind}_attention_timestep", skip_range, window)
-    strategy = NamedPyramidAttentionBroadcast(names=_names(model, config, kinds), **options)
+    strategy = NamedPyramidAttentionBroadcast(names=_names(model, config, kinds), few_steps=DRAFT, **options)
     return Wanted((strategy,), config.current_timestep_callback)
 
 
@@ -88,6 +101,8 @@ def _faster_cache(model: nn.Module, config: Any) -> Wanted:
         attention_weight_of=config.attention_weight_callback,
         low_frequency_weight_of=config.low_frequency_weight_callback,
         high_frequency_weight_of=config.high_frequency_weight_callback,
+        few_steps=DRAFT,
+        cache_device=GPU,
         **options,
     )
     arguments = tuple(config._unconditional_conditional_input_kwargs_identifiers)
@@ -96,7 +111,8 @@ def _faster_cache(model: nn.Module, config: Any) -> Wanted:
 
 def _first_block_cache(model: nn.Module, config: Any) -> Wanted:
     """Any threshold below 0 never reuses, and one above 1 is lowered to 1, where next to everything is reused."""
-    return Wanted((FirstBlockCache(residual_diff_threshold=min(max(config.threshold, 0.0), 1.0)),))
+    threshold = min(max(config.threshold, 0.0), 1.0)
+    return Wanted((PublishedFirstBlockCache(residual_diff_threshold=threshold, max_order=0),))
 
 
 def _taylorseer(model: nn.Module, config: Any) -> Wanted:
@@ -113,6 +129,7 @@ def _taylorseer(model: nn.Module, config: Any) -> Wanted:
         disable_cache_before_step=config.disable_cache_before_step,
         max_order=config.max_order,
         taylor_factors_dtype=config.taylor_factors_dtype,
+        few_steps=DRAFT,
     )
     if after is not None and after <= config.disable_cache_before_step:
         options["cache_interval"] = 1  # every step lies before or after

@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from ...model.compiled import is_compiled, uncompiled
+from ...model.hooks import HookRegistry
+from ...run.alike import Decisions
 from ...run.reading import SigmaReading
 from ...run.run import CacheRun
-from .guidance import Apart
+from .arguments import Arguments
+from .grids import Shape, grid_of
+from .guidance import GIVEN, WITHOUT, Apart
+from .parallel import TokenSplits
 from .prompts import Origin
-from .steps import CountedSchedule, SchedulerSteps
+from .steps import CountedSchedule, SchedulerSteps, number_in
 
 PROMPTS_CHANGE = (
     "the prompt is another tensor at every step, so nothing can be reused: make it once, before the loop, or name the "
     'branch: with cache_context(model, "cond")'
+)
+DIVIDED = (
+    "the negative prompt is not estimated: it and the prompt are computed in different processes, at the same time, so "
+    "nothing would be gained; attention is cached in both"
 )
 MOST_NEW_PROMPTS = 3  # evaluations in a row
 
@@ -28,15 +41,76 @@ class Sampling:
 
     run: CacheRun
     schedule: CountedSchedule | SchedulerSteps
-    began: float  # by the clock
     estimates: bool  # the prediction without the prompt
+    splits: TokenSplits  # where diffusers splits the tokens among ranks
+    may_be_divided: bool = False  # the prompts, among ranks: the user named a group
+    began: float = field(default_factory=time.perf_counter)
+    is_running: bool = False  # the clock: from the first module that runs, loading left out
+    is_timed: bool = True  # false where loading can't be told apart
     reading: SigmaReading | None = None  # of the evaluation that goes on
     called: dict[str, Origin | None] = field(default_factory=dict)  # branches, and their conditionings
     called_before: frozenset[str] = frozenset()  # branches of the evaluation before
     has_new_prompt: bool = False  # since the evaluation began: a branch without a name was new
     new_prompts: int = 0  # evaluations in a row with one
+    unread: Tensor | None = None  # the timestep that a call is told, while it is only supposed
     given: Tensor | None = None  # the prediction with the prompt
     apart: Apart = field(default_factory=Apart)
+    decisions: Decisions = field(init=False)  # of this rank and others
+    grids: dict[torch.Size, Shape | None] = field(default_factory=dict)  # of packed latents, by their shape
+
+    def __post_init__(self) -> None:
+        self.decisions = Decisions(self.run.state.terms.ranks)
+
+    def told(self) -> str:
+        """The run is over: the line for the log, once its report is complete."""
+        report = self.run.report
+        report.steps = self.schedule.count
+        report.close()
+        self.decisions.tell(report)
+        return report.line()
+
+    @property
+    def seconds(self) -> float:
+        """Since the run began, loading left out. 0 where that can't be told."""
+        return time.perf_counter() - self.began if self.is_timed else 0.0
+
+    def begin_clock_in(self, hooks: HookRegistry, model: nn.Module) -> None:
+        """Count from the first module inside the model that runs: what offloads the model loads it before that.
+
+        In what is compiled as a whole a hook would make it compile anew. If accelerate loads that, nobody can tell.
+        """
+        if self.is_running:
+            return
+        if is_compiled(model):
+            self.is_timed = not any(hasattr(each, "_hf_hook") for each in (model, uncompiled(model)))
+            return
+        for module in model.children():
+            if not (isinstance(module, nn.ModuleList) or is_compiled(module)):
+                hooks.add(module, self._begin_clock)
+
+    def _begin_clock(self, forward: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        if not self.is_running:
+            self.is_running, self.began = True, time.perf_counter()
+        return forward(*args, **kwargs)
+
+    def grid_of(self, arguments: Arguments) -> Shape | None:
+        """Frames, rows and columns of a packed latent; read once a run."""
+        shape = arguments.latent.shape
+        if shape not in self.grids:
+            self.grids[shape] = grid_of(arguments)
+        return self.grids[shape]
+
+    def timestep_of(self, told: Any, branch: str) -> float:
+        """The timestep that a call is told, read from the device only if need be, or later with what else is read."""
+        expected = self.schedule.expected(told, branch in self.called)
+        self.unread = told if self.schedule.is_supposed and expected is not None else None
+        return number_in(told) if expected is None else expected
+
+    def calls(self, branch: str, origin: Origin | None) -> None:
+        """This branch is called, in the evaluation that goes on."""
+        self.called[branch] = origin
+        if self.unread is not None:
+            self.run.again(partial(self.reading.suppose, self.unread, self.schedule.is_right))
 
     def is_at(self, timestep: float, branch: str) -> bool:
         """Whether a call belongs to the evaluation that goes on."""
@@ -48,9 +122,15 @@ class Sampling:
         self.new_prompts, self.has_new_prompt = self.new_prompts + 1 if self.has_new_prompt else 0, False
         if self.new_prompts == MOST_NEW_PROMPTS:
             self.run.report.note(PROMPTS_CHANGE)
+        one_prompt = [{WITHOUT}, {GIVEN}] if self.may_be_divided else [{WITHOUT}]
+        if self.estimates and self.called_before in one_prompt:
+            self.run.report.note(DIVIDED)
         sigma = self.schedule.begin_evaluation(timestep)
-        self.reading = SigmaReading(torch.full((), sigma, device=device), self.schedule, self.run.state.paths, sigma)
+        self.reading = self.run.again(lambda: self._read_at(sigma, device))
         self.run.begin_evaluation(self.reading)
+
+    def _read_at(self, sigma: float, device: torch.device) -> SigmaReading:
+        return SigmaReading(torch.full((), sigma, device=device), self.schedule, self.run.state.paths, sigma)
 
     @property
     def is_complete(self) -> bool:

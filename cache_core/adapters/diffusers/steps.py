@@ -10,13 +10,18 @@ from torch import Tensor
 from ...strategy.step import OpenSchedule, Schedule, is_same
 from .scales import THOUSAND, SchedulerTimes, Telling, TimestepAxis
 
-AGREED = 2  # evaluations after which a scheduler that counts its steps is believed
+NO_SCHEDULER = "Refrain: computed steps are spaced evenly, for the schedule is not known. Pass scheduler= to apply."
+OTHER_SCHEDULER = (
+    "Refrain: the model's first timestep %g is none of those of the scheduler that was passed, so the schedule is not "
+    "known and computed steps are spaced evenly. Pass the scheduler that the pipeline steps with."
+)
+AGREED = 2  # evaluations after which a scheduler's count, or the order of its steps, is believed
 
 
 class CountedSchedule(OpenSchedule):
     """A schedule that nobody told us, on which every evaluation is a step of its own, as diffusers' configs count."""
 
-    is_over = is_at_last = False
+    is_over = is_at_last = is_supposed = False
 
     def __init__(self, first: float, rises: bool = False) -> None:
         super().__init__()
@@ -41,7 +46,7 @@ class CountedSchedule(OpenSchedule):
         self.count = len(self._reached)
         return self._reached[-1]
 
-    def expected(self, is_called: bool) -> float | None:
+    def expected(self, told: Any, is_called: bool) -> float | None:
         """Nobody knows the next timestep."""
         return None
 
@@ -54,6 +59,7 @@ class SchedulerSteps(Schedule):
 
     def __init__(self, scheduler: Any, times: SchedulerTimes, telling: Telling, first: float) -> None:
         self._scheduler, self._timesteps, self._telling = scheduler, scheduler.timesteps, telling
+        self._entries, self._written = times.timesteps, _writings(scheduler.timesteps)
         rises = times.shares[-1] > times.shares[0]
         self._shares = [1 - share for share in times.shares] if rises else times.shares
         self._agreed, self.index, self.told = 0, -1, first
@@ -87,23 +93,48 @@ class SchedulerSteps(Schedule):
 
     def begin_evaluation(self, told: float) -> float:
         """The step that is meant: what a model is given may be rounded. Returns its sigma."""
-        index, before = self._index_of(told), self.index
-        self._agreed = self._agreed + 1 if index == _count_of(self._scheduler) != before else 0
+        index, before, count = self._index_of(told), self.index, _count_of(self._scheduler)
+        following = count if count is not None or before is None else before + 1
+        self._agreed = self._agreed + 1 if index == following != before else 0
         self.index, self.told = index, told
         return self.sigma_of(told)
 
-    def expected(self, is_called: bool) -> float | None:
-        """The timestep of a model call by the scheduler's own count, without waiting for the device.
+    def expected(self, told: Any, is_called: bool) -> float | None:
+        """The timestep that a model call is told, without waiting for the device.
 
-        `is_called` says whether its branch was called in the evaluation that goes on. None where the scheduler does
-        not count its steps, or has not been right so far.
+        Of an entry of the scheduler's own list it is known which one it is; else by the scheduler's count. `is_called`
+        says whether its branch was called in the evaluation that goes on. Of a copy, and a scheduler that does not
+        count its steps, it is supposed that they go on in order (`is_supposed`): see to it that this is right. None
+        where nothing tells, or what told has not been right so far.
         """
-        count = _count_of(self._scheduler)
-        if count is None or self._agreed < AGREED or self.is_over or self.index is None:
+        self.is_supposed = False
+        if (entry := self._entry_in_memory(told)) is not None:
+            return entry
+        if self._agreed < AGREED or self.is_over or self.index is None:
             return None
+        if (count := _count_of(self._scheduler)) is None:
+            if not isinstance(told, Tensor):
+                return None  # a number, there to be read
+            count, self.is_supposed = self.index + is_called, True
         if count == self.index and not is_called:
             return self.told
         return self._telling.told_at(count) if self.index < count < len(self._shares) else None
+
+    def is_right(self, told: float) -> bool:
+        """Whether this timestep, as it was read, is the step's that the run is at."""
+        return self._index_of(told) == self.index
+
+    def _entry_in_memory(self, told: Any) -> float | None:
+        """The entry that a tensor shows, once or several times, if it lies in the scheduler's list itself."""
+        own = self._timesteps
+        if not isinstance(told, Tensor) or (told.dtype, told.device) != (own.dtype, own.device) or self.is_over:
+            return None
+        shows_one = not any(stride for size, stride in zip(told.shape, told.stride()) if size > 1)
+        is_in_list = told.untyped_storage().data_ptr() == own.untyped_storage().data_ptr()
+        if not (shows_one and is_in_list and told.numel() and self._written == _writings(own)):
+            return None
+        index, between = divmod(told.storage_offset() - own.storage_offset(), own.stride(0) or 1)
+        return self._entries[index] if not between and 0 <= index < len(self._entries) else None
 
     def _index_of(self, told: float) -> int | None:
         """Of several entries that it may be, the one that the scheduler says it is at."""
@@ -142,6 +173,11 @@ def _count_of(scheduler: Any) -> int | None:
     return begins_at if scheduler.step_index is None else scheduler.step_index
 
 
+def _writings(tensor: Tensor) -> int:
+    """How often it was written so far; in inference mode nobody counts."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
 def number_in(timestep: Any) -> float:
     """A timestep as a number: of a tensor its largest, for there may be one for each row or token. Reads the device."""
-    return float(timestep.detach().max()) if isinstance(timestep, Tensor) else float(timestep)
+    return max(timestep.detach().flatten().tolist()) if isinstance(timestep, Tensor) else float(timestep)

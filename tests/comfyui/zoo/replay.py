@@ -25,6 +25,10 @@ class Replay(Strategy):
     title = "Replay"
     levels = ("model",)
 
+    @property
+    def tests_first_block(self):
+        return self.probes
+
     def new_state(self, site):
         return History(capacity=1)
 

@@ -42,9 +42,10 @@ class Row:
         return "| " + " | ".join([self.architecture.name, blocks, attention, *shares, note]) + " |"
 
 
-def written(rows: list[Row]) -> str:
-    """The page."""
-    return HEAD + "".join(f"{row}\n" for row in rows)
+def written(rows: list[Row], page: str) -> str:
+    """The page, and what follows the table in it as it is."""
+    _, heading, rest = page.partition("\n## ")
+    return HEAD + "".join(f"{row}\n" for row in rows) + heading + rest
 
 
 def rows_in(page: str) -> dict[str, tuple[str, str, str]]:

@@ -1,0 +1,38 @@
+"""Whether gaps between computed steps are repaired in hindsight (`run/repair.py`): the setting, and how far apart."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from itertools import pairwise
+from typing import Any
+
+from .setting import setting
+from .step import Schedule
+
+OFF, ON = CHOICES = ("off", "on")
+DEFAULT = OFF  # the one line to change
+LONGEST_GAP = 0.14  # of the noise range: up to .134 the demo gained by repair, from .15 on it did not, or lost
+TOO_LONG = "computed steps are too far apart"
+
+
+def repair() -> Any:
+    """The setting `repair`."""
+    return setting(
+        DEFAULT,
+        "'on': when a step is computed, correct what the skipped steps before it moved wrongly, which is known by "
+        "then; usually closer to the uncached picture, at no model call and for two latents. Where the sampler does "
+        "not step as euler does, nothing is corrected. 'off': never correct. Usual: 'on' with the sampler euler, else "
+        "'off'.",
+        choices=CHOICES,
+        is_optional=True,
+    )
+
+
+def why_too_long(schedule: Schedule, computed: Collection[int]) -> str:
+    """That skipped steps lie between computed ones that are too far apart for a straight line; "" if they are not.
+
+    Skipped steps after the last computed one do not count: nothing repairs them.
+    """
+    times, whole = schedule.times, abs(schedule.times[0] - schedule.times[-1])
+    gaps = [abs(times[a] - times[b]) for a, b in pairwise(sorted(computed)) if b > a + 1]
+    return TOO_LONG if max(gaps, default=0.0) > LONGEST_GAP * whole else ""

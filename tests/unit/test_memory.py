@@ -1,0 +1,119 @@
+"""What strategies take of memory at their defaults, measured by the allocator's events on a stack of video blocks.
+
+In units of S, one hidden_states of both branches in 16 bit, and of L, the output of each self-attention once.
+`python benchmarks/memory.py` prints all of it.
+"""
+
+from dataclasses import replace
+from functools import cache
+
+import pytest
+import torch
+from allocations import taken_by
+from memory_shapes import MODELS, ModelShape, bytes_to_hold
+from memory_taken import extra_of
+from video_blocks import CHANNELS, TOKENS, VOLUME, S
+
+from cache_core.strategies.faster_cache import FasterCache
+from cache_core.strategies.first_block import FirstBlockCache
+from cache_core.strategies.pyramid_attention import PyramidAttentionBroadcast
+from cache_core.strategies.taylorseer import TaylorSeerCache
+
+BLOCKS, STEPS = 3, 12
+L = BLOCKS  # in S
+LITTLE = 0.1  # S: latents, and what is kept of them, are a 32nd of it each
+ATTENTION_CACHES = [(PyramidAttentionBroadcast(), 1), (FasterCache(), 2)]  # with the outputs a reused call needs
+LEVELS = {level: TaylorSeerCache(cache_level=level) for level in ("output", "model", "block", "module")}
+ALL = [FirstBlockCache(), *LEVELS.values(), *(strategy for strategy, _ in ATTENTION_CACHES)]
+EACH = ((TOKENS,),) * BLOCKS
+VIDEO = ModelShape(
+    "video blocks", 2, CHANNELS, (TOKENS,), (TOKENS,), EACH, 3 * EACH, EACH, EACH, latents=((1, 1, *VOLUME),)
+)
+volumes = pytest.mark.parametrize("keeps_axes", [False, True], ids=["tokens", "volumes"])
+
+
+def name_of(strategy):
+    return f"{type(strategy).__name__}-{getattr(strategy, 'cache_level', '')}".removesuffix("-")
+
+
+each_strategy = pytest.mark.parametrize("strategy", ALL, ids=name_of)
+attention_caches = pytest.mark.parametrize(
+    ("strategy", "outputs"), [pytest.param(*case, id=name_of(case[0])) for case in ATTENTION_CACHES]
+)
+
+
+@cache
+def extra(strategy, keeps_axes=False):
+    found = extra_of(strategy, BLOCKS, STEPS, keeps_axes)
+    assert any(found.is_reused())
+    return found
+
+
+def test_what_calls_take_is_counted_to_the_byte():
+    kept = []
+
+    def keep():
+        kept.append(torch.empty(1000, dtype=torch.uint8))
+        torch.empty(5000, dtype=torch.uint8)
+
+    first, second = taken_by([keep, keep])
+    assert (first.peak, first.held, first.allocated) == (6000, 1000, 6000)
+    assert (second.peak, second.held, second.allocated) == (7000, 2000, 6000)
+
+
+@volumes
+def test_first_block_cache_holds_what_the_blocks_add_twice_and_little_of_the_first(keeps_axes):
+    assert max(extra(FirstBlockCache(), keeps_axes).held) <= 2 + LITTLE
+
+
+@volumes
+def test_first_block_cache_takes_at_most_2_8(keeps_axes):
+    assert extra(FirstBlockCache(), keeps_axes).peak <= 2.8
+
+
+@pytest.mark.parametrize("strategy", [FirstBlockCache(), LEVELS["model"]], ids=name_of)
+def test_learning_the_blocks_takes_at_most_3(strategy):
+    assert extra(strategy).learning <= 3
+
+
+@pytest.mark.parametrize("strategy", [LEVELS["block"], LEVELS["module"]], ids=name_of)
+def test_where_streams_are_not_cached_learning_copies_none(strategy):
+    assert extra(strategy).learning <= extra(strategy).held[0] + LITTLE
+
+
+@pytest.mark.parametrize(("level", "most"), [("output", 0), ("model", 3), ("block", 2 * L + 1), ("module", 6 * L + 1)])
+def test_taylorseer_takes_two_outputs_of_each_site_and_one_more(level, most):
+    assert extra(LEVELS[level]).peak <= most + LITTLE
+
+
+@attention_caches
+def test_an_attention_cache_takes_the_outputs_it_needs(strategy, outputs):
+    assert extra(strategy).peak <= outputs * L + LITTLE
+
+
+@attention_caches
+def test_an_attention_cache_copies_nothing_that_no_step_reuses(strategy, outputs):
+    assert max(extra(strategy).copied_unused(outputs)) * L <= 0.5  # half an attention's output, of all in the call
+
+
+@each_strategy
+def test_what_is_reported_is_what_is_held(strategy):
+    found = extra(strategy)
+    assert found.cached.report.bytes_held / S == pytest.approx(max(found.held), abs=LITTLE)
+
+
+@each_strategy
+def test_shapes_alone_tell_what_is_held(strategy):
+    assert bytes_to_hold(strategy, VIDEO) == pytest.approx(extra(strategy).cached.report.bytes_held, rel=0.05)
+
+
+def test_features_of_any_dimensions_are_thinned_alike():
+    tokens = bytes_to_hold(FirstBlockCache(), VIDEO)
+    for other in (replace(VIDEO, main=VOLUME), replace(VIDEO, has_rows=False)):
+        assert bytes_to_hold(FirstBlockCache(), other) == pytest.approx(tokens, rel=0.05)
+
+
+def test_of_wan_it_is_gigabytes_at_attention_and_two_hidden_states_along_the_blocks():
+    (wan,) = [model for model in MODELS if "832 x 480" in model.name]
+    assert bytes_to_hold(PyramidAttentionBroadcast(), wan) == 40 * wan.hidden_states
+    assert bytes_to_hold(LEVELS["model"], wan) == 2 * wan.hidden_states
