@@ -25,10 +25,13 @@ test-unit test-parity test-comfyui test-zoo test-long: export OMP_NUM_THREADS :=
 export OMP_WAIT_POLICY ?= passive
 export COMFYUI_PATH COMFYUI_PYTHON COMFY_CLI
 
-.PHONY: demo test test-unit test-parity test-comfyui test-zoo test-long test-browser lint lint-web clean
+.PHONY: demo ready test test-unit test-parity test-comfyui test-zoo test-long test-browser lint lint-web clean
 
 demo: $(VENV)/ready
 	$(RUN) -m cache_core.demo
+
+# All that the tests run in.
+ready: $(VENV)/ready $(OVERLAY)/ready $(COMFY_CLI)
 
 test: lint lint-web test-unit test-parity test-comfyui test-zoo
 
@@ -68,8 +71,9 @@ define in_comfyui
 	fi
 endef
 
+# pytest-xdist 3.8 groups nothing under pytest 9.2, and the zoo would build each model for every test.
 $(OVERLAY)/ready: $(VENV)/ready
-	$(RUN) -m pip install -q --target $(OVERLAY) --upgrade pytest pytest-xdist hypothesis
+	$(RUN) -m pip install -q --target $(OVERLAY) --upgrade "pytest<9.2" pytest-xdist hypothesis
 	touch $@
 
 # The pages of the newest and the oldest ComfyUI in a headless Chromium; pictures are left in build/screenshots.

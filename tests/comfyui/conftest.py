@@ -38,6 +38,29 @@ def pytest_configure(config):
     config.addinivalue_line("markers", "xdist_group(name): tests that run in one process, one after the other")
 
 
+@pytest.hookimpl(trylast=True)  # after pytest's own order
+def pytest_collection_modifyitems(items):
+    """What is of one architecture of the zoo runs together, and in it what is of one case: each is sampled once."""
+    places = {}
+    for item in filter(_architecture_of, items):
+        of_architecture = places.setdefault(_architecture_of(item), {"": (len(places), 0)})
+        of_architecture.setdefault(_case_of(item), (of_architecture[""][0], len(of_architecture)))
+    items.sort(key=lambda item: places.get(_architecture_of(item), {}).get(_case_of(item), (-1, 0)))
+
+
+def _architecture_of(item):
+    group = item.get_closest_marker("xdist_group")
+    return group and group.args[0]
+
+
+def _case_of(item):
+    """What a fixture beside the specimen is made of, and whether the specimen is another."""
+    params = getattr(item, "callspec", SimpleNamespace(params={})).params
+    if "specimen_in_half_precision" in params:
+        return "half precision"
+    return "".join(str(params[name]) for name in ("refined", "replayed", "with_addition") if name in params)
+
+
 sys.path.insert(0, str(COMFYUI))
 _register("cache_core", ROOT / "cache_core")
 

@@ -245,6 +245,15 @@ def test_every_strategy_is_tested_here():
     assert {type(strategy) for strategy in OFF} == {type(strategy) for strategy in AGGRESSIVE} == set(all_strategies())
 
 
+@pytest.mark.xdist_group("grouping")
+def test_two_processes_share_no_architecture(request):
+    if not hasattr(request.config, "workerinput"):
+        pytest.skip("one process")
+    assert request.node.nodeid.endswith("@grouping"), (
+        "this pytest-xdist groups nothing: install the Makefile's versions"
+    )
+
+
 @pytest.fixture(scope="session")
 def rows(request):
     """What is measured for docs/models.md; written at the end if that is asked for."""
