@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise, zip_longest
+from math import inf
 
 import torch
 
@@ -14,9 +15,9 @@ from ..strategy.lane import Lane
 from ..strategy.packed import AUTO, CPU
 from .memory import Memories, Memory, Place, away_in
 from .ranks import Ranks
+from .worth import is_fetched_faster
 
 GIB = 2**30
-VALUE = ("cross", "temporal", "spatial")  # attention that saves more work a byte comes later: it has more keys
 MANY = ("attention", "block", "module")  # levels at which a strategy has one site of many
 FIT = "{} of {} {}s fit in {:.3g} GiB{}; the others always run"
 WAIT = "{} of {} {}s fit in {:.3g} GiB; {} wait in main memory"
@@ -32,8 +33,9 @@ class Budget:
     """Bytes are reserved for a branch at a site before anything is copied there, for as long as its memory lives.
 
     A strategy has its own limit, `memory_limit_gb`; where that is 0, all share what is free on the device when the run
-    calls the model first. Each site holds all that it will hold, for every branch, or nothing. What is free is an
-    estimate, so a strategy that works at one site only, and holds a few latents or streams there, may try.
+    calls the model first. Each site holds all that it will hold, for every branch, or nothing. Where not all fit, those
+    stay that save most work a byte; of equals, those that were met first. What is free is an estimate, so a strategy
+    that works at one site only, and holds a few latents or streams there, may try.
 
     A site whose values do not fit on the device keeps them in main memory if the strategy's `cache_device` is `auto`,
     there is room, and it pays; if `cache_device` is `cpu`, all do, and the limit is of main memory.
@@ -46,6 +48,7 @@ class Budget:
     is_agreed: bool = False  # ranks that share a call leave out the same sites from then on, and no others
     _found: dict[torch.device, float | None] = field(default_factory=dict)  # what was free
     _found_away: dict[torch.device, float | None] = field(default_factory=dict)
+    _worth: dict[Place, float] = field(default_factory=dict)  # floating-point operations saved for each byte
     _may_leave: dict[Place, bool] = field(default_factory=dict)  # whether it pays, for those on the device
     _lanes: dict[torch.device, Lane] = field(default_factory=dict)
     _next: dict[Place, Place] = field(default_factory=dict)  # of those in `away`, in the model's order
@@ -58,11 +61,11 @@ class Budget:
 
     def reserve(
         self, memories: Memories, place: Place, own: Sequence[Memory], wanted: Sequence[int], device: torch.device,
-        pays: Callable[[], bool] = lambda: False,
+        work: Callable[[], float], one: Callable[[], int],
     ) -> bool:  # fmt: skip
         """Whether these branches may hold so many bytes at this place; if not, nothing is held at it any more.
 
-        `pays` tells whether to fetch them from main memory takes less time than to compute the site.
+        `work` tells how many floating-point operations each of them then saves, `one` of how many bytes one value is.
         """
         if place in memories.excluded:
             return False
@@ -72,23 +75,23 @@ class Budget:
             self.away.add(place)
         for memory, count in zip(own, wanted):
             memory.reserved, memory.device, memory.is_away = count, device, place in self.away
+        if place not in self._worth:
+            self._worth[place] = work() / max(1, *wanted) if place[1].level in MANY else inf
         if place not in self._may_leave and place[0].cache_device == AUTO and place[1].level in MANY:
-            self._may_leave[place] = self._found_away.get(device) is not None and pays()
-        while self._is_exceeded(memories, place, device):
-            least = min(memories.reserved_at(place[0], device, place in self.away), key=_value)
-            least = place if _value(least) == _value(place) or self._may_leave.get(place) else least
-            if self._may_leave.get(least):
-                self._may_leave[least] = False
-                self.away.add(least)
-                memories.drop_but(least, own if least == place else ())
-                for memory in own:
-                    memory.is_away = place in self.away
-                continue
-            self.left_out.add(least)
-            memories.exclude(*least)
-            if least == place:
-                return False
-        return True
+            is_known = self._found_away.get(device) is not None
+            self._may_leave[place] = is_known and is_fetched_faster(wanted[0] + one(), work())
+        while place not in self.left_out and (excess := self._excess(memories, place, device)) > 0:
+            for least in self._least(memories, place, device, excess):
+                if self._may_leave.get(least):
+                    self._may_leave[least] = False
+                    self.away.add(least)
+                    memories.drop_but(least, own if least == place else ())
+                else:
+                    self.left_out.add(least)
+                    memories.exclude(*least)
+            for memory in own:
+                memory.is_away = place in self.away
+        return place not in self.left_out
 
     def agree(self, memories: Memories, ranks: Ranks) -> None:
         """Leave out what any rank leaves out, once all sites were met and before any is reused. A rank with a token
@@ -151,18 +154,33 @@ class Budget:
             said = WAIT.format(*counts, len(waiting)) + REST * bool(out) if waiting else FIT.format(*counts, where)
             report.note(f"{strategy.title}: {said}")
 
-    def _is_exceeded(self, memories: Memories, place: Place, device: torch.device) -> bool:
+    def _least(self, memories: Memories, place: Place, device: torch.device, excess: float) -> list[Place]:
+        """What has to go, as so many bytes are too many: what saves least work a byte, or else this place itself.
+
+        Of those that save less than it does the most valuable stay, as far as they fit.
+        """
+        reserved = memories.reserved_at(place[0], device, place in self.away)
+        lesser = {other: count for other, count in reserved.items() if self._worth[other] < self._worth[place]}
+        room = sum(lesser.values()) - excess
+        if room < 0 or self._may_leave.get(place):
+            return [place]
+        least = []
+        for other in sorted(lesser, key=self._worth.__getitem__, reverse=True):
+            if lesser[other] <= room:
+                room -= lesser[other]
+            else:
+                least.append(other)
+        return least
+
+    def _excess(self, memories: Memories, place: Place, device: torch.device) -> float:
+        """How many bytes too many are reserved where this place keeps its own."""
         if self.is_agreed:
-            return False
+            return 0
         strategy, is_away = place[0], place in self.away
         own = strategy.memory_limit_gb * GIB if is_away == (strategy.cache_device == CPU) else 0
         if own:
-            return memories.bytes_reserved(strategy, is_away=is_away) > own
+            return memories.bytes_reserved(strategy, is_away=is_away) - own
         free = (self._found_away if is_away else self._found).get(device)
-        held_by_all = memories.bytes_reserved(device=None if is_away else device, is_away=is_away)
-        return place[1].level in MANY and free is not None and held_by_all > free
-
-
-def _value(place: Place) -> int:
-    kind = place[1].kind
-    return VALUE.index(kind) if kind else len(VALUE)
+        if free is None or place[1].level not in MANY:
+            return 0
+        return memories.bytes_reserved(device=None if is_away else device, is_away=is_away) - free

@@ -35,6 +35,7 @@ class ModelCall:
         self._turns: dict[tuple[Strategy, str], int] = {}
         self._running: list[tuple[str, Any]] = []  # the blocks that run now, and what each was given, outermost first
         self._is_inside_attention = False
+        self._is_counting = False  # what sites cost
         self._is_watched = self.run.terms.stand_in_for_calls and self.model.compilation.is_none
 
     def compute(self) -> Any:
@@ -42,7 +43,8 @@ class ModelCall:
         lesson = None if self.model.is_learned else lesson_for(self.state)
         stacks, ran = self._stacks(), set()
         around_model, forward = self._at_output(stacks, lesson)
-        hooks = self._watching(ran)  # of two on one module, the later strategy's runs first
+        hooks = self._counting() if lesson else []  # of two on one module, the later strategy's runs first
+        hooks += self._watching(ran)
         for strategy in self.run.terms.strategies:
             hooks += self.model.plan.along(stacks[strategy].block) if strategy in stacks else ()
             hooks += [hook for owner, hook in around_model if owner is strategy]
@@ -65,6 +67,8 @@ class ModelCall:
 
     def attention(self, forward: Forward, args: tuple, kwargs: dict) -> Any:
         """One attention operation. It is a site where no attention module is around it."""
+        if self._is_counting and len(args) > 1:
+            forward = partial(self.model.counter.operation, forward)
         if not self._running or self._is_inside_attention:
             return forward(*args, **kwargs)
         (block, given), (query, key) = self._running[-1], args[:2]
@@ -122,6 +126,14 @@ class ModelCall:
         blocks = sites.blocks.items() if sites.are_attended else ()
         methods = self.run.terms.methods
         return [Hook(block, partial(self._around_block, name), method_of(block, methods)) for name, block in blocks]
+
+    def _counting(self) -> list[Hook]:
+        """Hooks that count, in the call that teaches, the work at sites that may not all fit.
+
+        Not where something is compiled: they would be compiled with it.
+        """
+        self._is_counting = any(map(self.run.terms.steps_in_at, SITES_OF)) and self.model.compilation.is_none
+        return self.model.counter.watching(self.model.sites.blocks, self.run.terms.methods) if self._is_counting else []
 
     def _watching(self, ran: set[nn.Module]) -> list[Hook]:
         """Hooks that collect what runs, to see whether someone else answers the call."""

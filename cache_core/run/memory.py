@@ -66,14 +66,17 @@ class Memories(dict[Key, Memory]):
 
     def reserved_at(
         self, strategy: Strategy | None = None, device: torch.device | None = None, is_away: bool | None = False
-    ) -> list[Place]:
-        """Where bytes are reserved, for this strategy or any, in the order of the first call.
+    ) -> dict[Place, int]:
+        """Where bytes are reserved and how many, for this strategy or any, in the order of the first call.
 
         On this device or any, or `is_away`, in main memory; None is both.
         """
         with self._lock:
-            found = self._matching(strategy, device, is_away)
-            return list(dict.fromkeys(key[1:] for key, memory in found if memory.reserved))
+            reserved: dict[Place, int] = {}
+            for key, memory in self._matching(strategy, device, is_away):
+                if memory.reserved:
+                    reserved[key[1:]] = reserved.get(key[1:], 0) + memory.reserved
+            return reserved
 
     def bytes_reserved(
         self, strategy: Strategy | None = None, device: torch.device | None = None, is_away: bool | None = False

@@ -7,7 +7,18 @@ from typing import get_args
 
 from torch import nn
 
-from ..model import INSIDE, BlockPlan, Compilation, Work, block_lists, is_attention, kind_of, own_name, uncompiled
+from ..model import (
+    INSIDE,
+    BlockPlan,
+    Compilation,
+    Counter,
+    Work,
+    block_lists,
+    is_attention,
+    kind_of,
+    own_name,
+    uncompiled,
+)
 from ..strategy import AttentionKind, Site, Strategy
 
 MOST_LESSONS = 4  # two branches of a prompt, twice
@@ -22,7 +33,7 @@ class KnownModel:
         self, model: nn.Module, strategies: Sequence[Strategy], methods: Mapping[str, str], lock: threading.RLock
     ) -> None:
         self.module, self.compilation, self.lock = model, Compilation(model), lock
-        self.work = Work(model, methods)
+        self.work, self.counter = Work(model, methods), Counter()
         self.plan, self.is_learned = BlockPlan(), False  # no chains until they are learned
         lists = block_lists(model)  # of blocks, perhaps
         blocks = ((f"{name}.{key}", block) for name, members in lists for key, block in members.items())

@@ -20,7 +20,10 @@ def at_module(visit: Visit, forward: Forward, args: tuple, kwargs: dict) -> Any:
     decision = visit.decide(inputs, in_rows=inputs[:1])
     if not isinstance(decision, Request):
         return visit.memories[0].structure.filled_with(visit.own(decision))
+    counter = visit.call.model.counter
+    before = counter.operations
     output = forward(*args, **kwargs)
+    visit.operations = counter.operations - before
     visit.units_computed += 1
     if decision is FIRST_BLOCK:
         visit.note("there is no first block to test, so every call is computed")

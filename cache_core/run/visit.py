@@ -15,7 +15,7 @@ from ..strategy import COMPUTE, COMPUTE_ONLY, Features, Request, Site, Step, Str
 from ..strategy.packed import Packed, away, bytes_packed, packed
 from .memory import BlocksRan
 from .state import CallState
-from .worth import is_fetched_faster, work_of
+from .worth import work_of
 
 
 class BranchCall:
@@ -52,6 +52,7 @@ class Visit:
         self.call, self.strategy, self.site = call, strategy, site
         self.branches: list[BranchCall] = []  # the site as each branch sees it, once the strategy is asked
         self.was_answered = self.has_kept = False
+        self.operations = 0  # that were counted while the site was computed: in the first call, where something counts
         self.units = call.model.plan.block_count if site.level == "model" else 1
         self.units_computed = self.units if self.is_excluded else 0
         self.contexts, self._is_separable = call.contexts, True
@@ -103,8 +104,9 @@ class Visit:
         run, site = self.call.run, (self.strategy, self.site)
         tested = self._tested or [()] * len(parts)
         wanted = [self.strategy.will_hold(self.site, part, first) for part, first in zip(parts, tested)]
-        pays, device = partial(self._is_fetched_faster, parts[0], wanted[0]), self.call.sigma.tensor.device
-        if not run.budget.reserve(run.memories, site, self.memories, wanted, device, pays):
+        one = partial(bytes_packed, parts[0], self.strategy.stored_as(self.site))
+        work, device = partial(self._work_of, parts[0]), self.call.sigma.tensor.device
+        if not run.budget.reserve(run.memories, site, self.memories, wanted, device, work, one):
             return False
         for memory in self.memories:
             memory.layout = self._layout
@@ -196,11 +198,11 @@ class Visit:
         away = self.call.run.budget.away
         return bool(away) and (self.strategy, self.site) in away
 
-    def _is_fetched_faster(self, part: Features, held: int) -> bool:
-        """Whether to put one value into main memory, and to fetch all that is kept, takes less time than to compute."""
-        moved = held + bytes_packed(part, self.strategy.stored_as(self.site))
-        parameters = self.call.model.sites.parameters_at(self.strategy, self.site)
-        return is_fetched_faster(moved, work_of(part, self.site.kind, parameters))
+    def _work_of(self, part: Features) -> float:
+        """How many floating-point operations the site takes for one branch, as counted or else by shapes."""
+        if self.operations:
+            return self.operations / len(self.contexts)
+        return work_of(part, self.site.kind, self.call.model.sites.parameters_at(self.strategy, self.site))
 
     def _abstain(self, part: Tensor) -> None:
         """Other ranks may measure now, and wait for this one: as it can reuse nothing, what they get is NaN."""

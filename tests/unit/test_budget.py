@@ -6,14 +6,20 @@ from contextlib import nullcontext
 import pytest
 import torch
 from test_failures import NO_MEMORY_LEFT, Interrupted, with_cancels
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from toy import (
+    IMAGE,
     POSITIVE,
+    TEXT,
+    Attention,
+    FeedForward,
     GuidedSampling,
     Sampling,
     TextBeside,
     ThreeKindsBlock,
     Toy,
+    W,
     first_latent,
     relative_error,
     uncached,
@@ -81,8 +87,88 @@ def test_a_limit_of_the_strategy_s_own_comes_before_what_is_free(toy, monkeypatc
     assert any("3 of 5 attentions fit in 3 GiB (memory_limit_gb)" in note for note in sampling.report.notes)
 
 
+class Widened(nn.Module):
+    """Attention and a feed-forward of so many features: both give as many bytes, the wider for more work."""
+
+    def __init__(self, features):
+        super().__init__()
+        self.runs = self.rows = 0
+        self.attn, self.mlp = Attention(), FeedForward()
+        self.attn.qkv, self.attn.out = nn.Linear(W, 3 * features), nn.Linear(features, W)
+        self.mlp.wide, self.mlp.narrow = nn.Linear(W, features), nn.Linear(features, W)
+
+    def forward(self, x, text, vec):
+        self.runs, self.rows = self.runs + 1, self.rows + len(x)
+        x = x + self.attn(x + vec)
+        return x + self.mlp(x + vec)
+
+
+FEATURES = (8, 32, 16, 64, 16, 48)
+
+
+def widened():
+    model = TextBeside(Widened, count=0)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model.blocks = nn.ModuleList(map(Widened, FEATURES))
+    return model.requires_grad_(False)
+
+
+@pytest.mark.parametrize("layout", ["joined", "separate", "alternating"])
+@pytest.mark.parametrize("name, held", [("broadcast", 1), ("faster", 2), ("block", 2)])
+def test_what_saves_most_work_a_byte_is_kept(name, held, layout):
+    free = 3 * IMAGE * W * 4 * 2 * held  # three sites, in float32, for two branches
+    sampling = with_free(Sampling(widened(), (STRATEGIES[name],), layout=layout), free)
+    sampling.sample(first_latent())
+    units = [block if name == "block" else block.attn for block in sampling.toy.blocks]
+    assert [unit.rows < 24 for unit in units] == [width in (32, 64, 48) for width in FEATURES]
+    assert 0.9 * free <= sampling.report.bytes_held <= free
+    (note,) = [note for note in sampling.report.notes if "fit in" in note]
+    assert f"3 of 6 {'block' if name == 'block' else 'attention'}s fit in" in note
+    assert sampling.report.count("reused", "forecast") >= 2
+
+
+def test_of_modules_of_two_kinds_too():
+    """Each attention here takes more than any feed-forward, as it has as many features, and keys."""
+    sampling = with_free(Sampling(widened(), (STRATEGIES["module"],)), 6 * IMAGE * W * 4 * 2 * 2)
+    sampling.sample(first_latent())
+    parts = [(kind, width, getattr(block, kind)) for block, width in zip(sampling.toy.blocks, FEATURES) for kind in
+             ("attn", "mlp")]  # fmt: skip
+    work = {(kind, width): width * (8 * W + 4 * IMAGE if kind == "attn" else 4 * W) for kind, width, _ in parts}
+    kept = [work[kind, width] for kind, width, part in parts if part.rows < 24]
+    assert sorted(kept) == sorted(work[kind, width] for kind, width, _ in parts)[-6:]
+
+
+def test_of_equals_those_are_kept_that_are_met_first(toy):
+    sampling = with_free(Sampling(toy, (STRATEGIES["broadcast"],)), 2 * ATTENTION * 2)
+    sampling.sample(first_latent())
+    assert [unit.rows < 24 for unit in toy.units("attention")] == [True, True, False, False, False]
+
+
+class Uneven(Widened):
+    """Text and picture attend, each to its own: the text's output is of few bytes, the picture's of many."""
+
+    def forward(self, x, text, vec):
+        self.runs, self.rows = self.runs + 1, self.rows + len(x)
+        text = text + self.text_attn(text)
+        return x + self.attn(x + vec) + text.mean(1, keepdim=True)
+
+
+def test_what_does_not_fit_at_all_leaves_the_others_their_place():
+    """The picture's attention saves more for each byte, and is larger than all that is free."""
+    model = TextBeside(Uneven, count=0)
+    model.blocks = nn.ModuleList(map(Uneven, (64,) * 3))
+    for block in model.blocks:
+        block.text_attn = Attention()
+    sampling = with_free(Sampling(model.requires_grad_(False), (STRATEGIES["broadcast"],)), 3 * TEXT * W * 4 * 2)
+    sampling.sample(first_latent(tokens=4 * TEXT))
+    assert all(block.text_attn.rows < 24 for block in model.blocks)
+    assert [block.attn.rows for block in model.blocks] == [24] * 3
+    assert any("3 of 6 attentions fit in" in note for note in sampling.report.notes)
+
+
 def test_attention_of_the_picture_is_kept_before_that_of_the_text():
-    """It is met later here, and saves more for each byte."""
+    """It is met later here, and saves more for each byte, as it has more keys."""
 
     class TextFirst(ThreeKindsBlock):
         def forward(self, x, text, vec):
@@ -90,13 +176,12 @@ def test_attention_of_the_picture_is_kept_before_that_of_the_text():
             x = x + self.cross_attn(x + vec, text)
             return x + self.self_attn(x + vec)
 
-    model = TextBeside(TextFirst)
+    model, latent = TextBeside(TextFirst), first_latent(tokens=4 * IMAGE)
     everywhere = {f"{kind}_attention_timestep_skip_{end}": at for kind in ("spatial", "cross") for end, at in
                   (("start", -1), ("end", 1001))}  # fmt: skip
     strategy = PyramidAttentionBroadcast(cross_attention_block_skip_range=2, **everywhere)
-    per_site = first_latent().shape[1] * 16 * 4 * 2
-    sampling = with_free(Sampling(model, (strategy,)), 3 * per_site)
-    sampling.sample(first_latent())
+    sampling = with_free(Sampling(model, (strategy,)), 3 * latent.shape[1] * W * 4 * 2)
+    sampling.sample(latent)
     steps = 12 * 2
     assert [block.self_attn.rows < steps for block in model.blocks] == [True, True, True]
     assert [block.cross_attn.rows for block in model.blocks] == [steps] * 3
