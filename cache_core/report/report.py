@@ -190,8 +190,8 @@ class Report:
         if self.count("reused", "forecast"):
             text += f"; {self.computed_share:.0%} of the {self.work} computed"
             text += f", {self.speed_up:.2f}x" if self.speed_up else ""
-            text += f", {_amount(self.bytes_held)} held"
-            text += f" and {_amount(self.bytes_away)} in main memory" if self.bytes_away else ""
+            text += f", {_against(self.bytes_held, self.bytes_foretold)} held"
+            text += f" and {_against(self.bytes_away, self.bytes_foretold_away)} in main memory" if self.bytes_away else ""
             text += f", {counted(self.gaps_repaired, 'gap')} repaired" if self.gaps_repaired else ""
         elif all(strategy.is_off for strategy in self.strategies):
             text += f"; {NEVER}"
@@ -201,6 +201,10 @@ class Report:
         elif self.notes:
             text += f"; {'; '.join(self.notes)}"
         return text
+
+
+def _against(held: int, foretold: int) -> str:
+    return _amount(held) + f" of {_amount(foretold)} foretold" * (_amount(held) != _amount(foretold))
 
 
 def _amount(count: int) -> str:

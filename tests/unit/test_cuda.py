@@ -92,6 +92,23 @@ def test_what_it_keeps_stays_on_the_device(strategy, device):
 
 
 @each_strategy
+@on_each_device
+def test_where_the_device_has_no_memory_left_the_run_goes_on_without_a_cache(strategy, device):
+    sampling, calls = OnDevice(Toy().to(device), (strategy,)), []
+
+    def ask_for_too_much(*_):
+        calls.append(1)
+        if len(calls) == 4:
+            torch.empty(2**50, device=device)
+
+    sampling.toy.head.register_forward_pre_hook(ask_for_too_much)
+    latent = sampling.sample(first_picture(device, torch.float32))
+    assert len(calls) > 4 and latent.isfinite().all()
+    assert sum("memory ran out" in note for note in sampling.report.notes) == 1
+    assert sampling.run.state.terms.strategies == () and not sampling.run.state.memories
+
+
+@each_strategy
 @pytest.mark.parametrize("layout", ["joined", "separate"])
 @pytest.mark.parametrize("device", [cuda])
 def test_a_model_call_waits_for_the_device_at_most_once(strategy, layout, device):

@@ -91,6 +91,15 @@ def test_the_line_says_it_all(sampled):
     assert "\n" not in line
 
 
+def test_the_line_says_how_much_is_held_and_if_other_than_that_was_foretold(toy):
+    sampling = Sampling(toy, (TaylorSeerCache(cache_interval=3, cache_level="block"),))
+    sampling.sample(first_latent())
+    report = sampling.report
+    assert report.bytes_held == report.bytes_foretold == 20 * 2**10 and ", 20.0 KiB held" in report.line()
+    report.held(0, 24 * 2**10)
+    assert ", 20.0 KiB of 24.0 KiB foretold held" in report.line()
+
+
 @pytest.mark.parametrize(
     ("strategies", "work"),
     [
