@@ -190,8 +190,8 @@ class Report:
         if self.count("reused", "forecast"):
             text += f"; {self.computed_share:.0%} of the {self.work} computed"
             text += f", {self.speed_up:.2f}x" if self.speed_up else ""
-            text += f", {_against(self.bytes_held, self.bytes_foretold)} held"
-            text += f" and {_against(self.bytes_away, self.bytes_foretold_away)} in main memory" if self.bytes_away else ""
+            text += f", {_held(self.bytes_held, self.bytes_foretold)} held"
+            text += f" and {_held(self.bytes_away, self.bytes_foretold_away)} in main memory" if self.bytes_away else ""
             text += f", {counted(self.gaps_repaired, 'gap')} repaired" if self.gaps_repaired else ""
         elif all(strategy.is_off for strategy in self.strategies):
             text += f"; {NEVER}"
@@ -203,7 +203,7 @@ class Report:
         return text
 
 
-def _against(held: int, foretold: int) -> str:
+def _held(held: int, foretold: int) -> str:
     return _amount(held) + f" of {_amount(foretold)} foretold" * (_amount(held) != _amount(foretold))
 
 
