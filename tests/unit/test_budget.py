@@ -128,6 +128,13 @@ def test_what_saves_most_work_a_byte_is_kept(name, held, layout):
     assert sampling.report.count("reused", "forecast") >= 2
 
 
+def test_where_nothing_can_be_counted_parameters_tell(monkeypatch):
+    monkeypatch.setattr("cache_core.model.counting.Counter.watching", lambda *_: [])  # as where all is compiled
+    sampling = with_free(Sampling(widened(), (STRATEGIES["broadcast"],)), 3 * IMAGE * W * 4 * 2)
+    sampling.sample(first_latent())
+    assert [block.attn.rows < 24 for block in sampling.toy.blocks] == [width in (32, 64, 48) for width in FEATURES]
+
+
 def test_of_modules_of_two_kinds_too():
     """Each attention here takes more than any feed-forward, as it has as many features, and keys."""
     sampling = with_free(Sampling(widened(), (STRATEGIES["module"],)), 6 * IMAGE * W * 4 * 2 * 2)
