@@ -5,9 +5,10 @@ import torch
 from torch import nn
 from toy import C, Sampling, first_latent, reference, relative_error, sigmas_of, tensors_in, uncached
 
-from cache_core import Schedule
+from cache_core import CacheRun, Schedule
 from cache_core.strategies.taylorseer import TaylorSeerCache
 from cache_core.strategy.forecast import History
+from cache_core.strategy.step import schedule_of
 from cache_core.strategy.strategy import Site
 
 
@@ -29,6 +30,27 @@ def test_the_steps_planned_are_the_steps_computed(toy, level, spacing):
     planned = strategy.computed_steps(sampling.run.state.terms.schedule)
     assert computed_steps(sampling) == sorted(planned)
     assert toy.runs_of(level) == len(computed_steps(sampling)) * len(toy.units(level))
+
+
+LISTS = {
+    "even": sigmas_of(20),
+    "shifted a little": sigmas_of(20, 1.5),
+    "shifted": sigmas_of(20, 6.0),
+    "rising": sigmas_of(20)[::-1],
+    "turning round": [*sigmas_of(9)[:-1], *sigmas_of(11)],
+}
+
+
+@pytest.mark.parametrize("interval", [2, 3, 5])
+@pytest.mark.parametrize("spacing", ["sigma", "steps"])
+@pytest.mark.parametrize("sigmas", LISTS.values(), ids=LISTS)
+def test_the_last_step_is_computed(toy, sigmas, spacing, interval):
+    """It was forecast on even schedules, and where the interval is long."""
+    sampling = Sampling(toy, (TaylorSeerCache(cache_interval=interval, spacing=spacing),), sigmas)
+    sampling.run = CacheRun(sampling.strategies, schedule_of(sigmas))
+    sampling.sample(first_latent())
+    assert computed_steps(sampling)[-1] == 19
+    assert sampling.report.count("reused", "forecast") >= {2: 7, 3: 9, 5: 10}[interval]
 
 
 def test_everything_from_a_step_on_can_be_computed(toy):
@@ -67,7 +89,7 @@ def test_an_output_on_a_straight_line_is_forecast_exactly(degree):
     sampling = sampled(model, strategy)
     expected = uncached(Polynomial(degree), first_latent())
     torch.testing.assert_close(sampling.result, expected, rtol=1e-5, atol=1e-5)  # twelve float32 additions
-    assert model.runs == 7
+    assert model.runs == 8
 
 
 def test_models_that_add_noise_to_the_picture_are_forecast_too(toy):
