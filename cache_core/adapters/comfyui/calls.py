@@ -55,7 +55,9 @@ def apply_model(
         model = executor.class_obj.diffusion_model
         contexts, labels = contexts_of(executor.class_obj, x, control, options), labels_of(options)
     except MOVED as error:
+        model = None
         run.pass_over(otherwise(ALL_COMPUTED, error))
+    if model is None:
         return forward()
     if control is not None:
         run.report.note(CONTROLNET)

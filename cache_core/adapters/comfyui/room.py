@@ -8,9 +8,10 @@ from functools import partial, wraps
 from typing import Any
 
 import torch
+from comfy import model_management
 
 from ...strategy.lane import AWAY_SHARE
-from .seams import MOVED, ModelPatcher, model_management, otherwise, wrapper_type
+from .seams import MOVED, ModelPatcher, otherwise, wrapper_type
 
 logger = logging.getLogger(__name__)
 

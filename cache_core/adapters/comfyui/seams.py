@@ -1,6 +1,6 @@
 """What of docs/seams.md this ComfyUI lacks: what then is computed, and the sentences that say so.
 
-Names that the adapter imports from ComfyUI are taken here. One that has moved is None, and the nodes load all the same.
+Names that may move are taken from ComfyUI here. One that has moved is None, and the nodes load all the same.
 """
 
 from __future__ import annotations
@@ -12,10 +12,6 @@ from typing import Any
 
 from ...run.run import CacheRun
 
-try:
-    from comfy import model_management
-except ImportError:
-    model_management = None
 try:
     from comfy.model_patcher import ModelPatcher
 except ImportError:
@@ -35,6 +31,11 @@ except ImportError:
 
 KEY = "refrain"
 MOVED = (AttributeError, KeyError, TypeError)  # what Python says of a name, an option or a parameter that has moved
+WRAPPERS = {
+    name: getattr(WrappersMP, name, None)
+    for name in ("OUTER_SAMPLE", "PREDICT_NOISE", "CALC_COND_BATCH", "APPLY_MODEL", "PREPARE_SAMPLING")
+}
+ON_PRE_RUN = getattr(CallbacksMP, "ON_PRE_RUN", None)
 METHODS = (
     *("clone", "add_wrapper_with_key", "remove_wrappers_with_key", "set_attachments", "get_attachment"),
     *("add_callback_with_key", "remove_callbacks_with_key", "get_model_object"),
@@ -46,12 +47,7 @@ OTHERWISE = "{}: this ComfyUI is not as docs/seams.md says ({})"
 
 def wrapper_type(name: str) -> str | None:
     """What ComfyUI calls a kind of wrapper, `OUTER_SAMPLE`; None if it has none."""
-    return getattr(WrappersMP, name, None)
-
-
-def callback_type(name: str) -> str | None:
-    """The same of a callback."""
-    return getattr(CallbacksMP, name, None)
+    return WRAPPERS[name]
 
 
 def _lacking() -> str:

@@ -7,19 +7,20 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
+from comfy import model_management
+
 from ...report.report import Report
 from ...run.run import CacheRun
 from ...run.telling import telling
 from ...strategy.setting import counted
 from ...strategy.strategy import Strategy
 from .guidance import ONE_BY_ONE
-from .seams import model_management, wrapper_type
+from .seams import wrapper_type
 from .weights import FETCHED_ALL_THE_SAME, are_fetched_all_the_same
 
 logger = logging.getLogger(__name__)
-CANCELS = tuple(
-    filter(None, [getattr(model_management, "InterruptProcessingException", None)])
-)  # in 0.8 an ordinary one
+INTERRUPTED = getattr(model_management, "InterruptProcessingException", None)  # in ComfyUI 0.8 an ordinary exception
+CANCELS = (INTERRUPTED,) if INTERRUPTED else ()
 NOT_ASKED = (
     "the caches on this model did nothing: its guider samples with the settings of another of its models. Put them on "
     "that one (of Dual Model CFG Guider, on `model`), where they work for both"

@@ -23,7 +23,7 @@ from .calls import apply_model, calc_cond_batch, predict_noise
 from .exceptions import METHODS, OTHER_CACHES, refuse_other_caches
 from .room import Room, free_away
 from .schedules import UNORDERED, denoised_by, schedule_for
-from .seams import KEY, MOVED, NO_GUIDANCE, WHY_NOTHING_WORKS, ModelPatcher, callback_type, otherwise, wrapper_type
+from .seams import KEY, MOVED, NO_GUIDANCE, ON_PRE_RUN, WHY_NOTHING_WORKS, ModelPatcher, otherwise, wrapper_type
 from .watching import CANCELS, NOT_ASKED, Watch, note_at_start, tell_of_no_run, watched
 from .weights import fetch_no_more_blocks
 
@@ -34,7 +34,6 @@ GIVEN = ("noise", "latent_image", "sampler", "sigmas", "denoise_mask")  # to one
 NO_REPAIR = "skipped steps are not repaired: this ComfyUI has no ModelSampling.calculate_denoised"
 NO_RUN = "the caches on this model did nothing"
 OTHER_CACHE = "{} is on this model too; the calls that it leaves out count as computed here"
-
 
 WRAPPERS = {"PREDICT_NOISE": predict_noise, "CALC_COND_BATCH": calc_cond_batch, "APPLY_MODEL": apply_model}
 
@@ -70,8 +69,8 @@ def with_cache(
     for name, wrapper in (*WRAPPERS.items(), ("OUTER_SAMPLE", wrappers.outer_sample)):
         if kind := wrapper_type(name):
             cached.add_wrapper_with_key(kind, KEY, wrapper)
-    if kind := callback_type("ON_PRE_RUN"):
-        cached.add_callback_with_key(kind, KEY, wrappers.pre_run)
+    if ON_PRE_RUN:
+        cached.add_callback_with_key(ON_PRE_RUN, KEY, wrappers.pre_run)
     return cached
 
 
@@ -79,8 +78,8 @@ def take_off(model: ModelPatcher) -> None:
     """Leave this MODEL, a clone, without a cache."""
     for kind in filter(None, map(wrapper_type, (*WRAPPERS, "OUTER_SAMPLE"))):
         model.remove_wrappers_with_key(kind, KEY)
-    if kind := callback_type("ON_PRE_RUN"):
-        model.remove_callbacks_with_key(kind, KEY)
+    if ON_PRE_RUN:
+        model.remove_callbacks_with_key(ON_PRE_RUN, KEY)
 
 
 def _replaces(later: Strategy, earlier: Strategy) -> bool:
@@ -119,7 +118,9 @@ class _Wrappers:
             given = dict(zip(GIVEN, args)) | kwargs
             run = self._begun(executor.class_obj.model_patcher, given, options)
         except MOVED as error:
-            tell_of_no_run(self.parts, self.watch, otherwise(NO_RUN, error))
+            run, why = None, otherwise(NO_RUN, error)
+        if run is None:
+            tell_of_no_run(self.parts, self.watch, why)
             return self._within(partial(executor, *args, **kwargs))
         try:
             latent = self._within(partial(watched, partial(executor, *args, **kwargs), run, self.watch))
