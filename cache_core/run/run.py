@@ -63,7 +63,6 @@ class CacheRun:
         budget = Budget(partial(terms.ranks.least, free), free_away)
         self.state = RunState(terms, Models(on, terms.methods), paths, self.report, budget=budget, why_computed=why)
         self.asked_together = False  # whether the adapter has asked for several branches in one request so far
-        self.attends = False  # whether it has sent an attention operation
         self._here = threading.local()  # .call: the model call that runs in this thread
         self._lock = threading.Lock()  # around the report
 

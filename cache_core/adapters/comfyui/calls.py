@@ -72,7 +72,7 @@ def attention(
     run: CacheRun, other: Callable[..., Any] | None, function: Callable[..., Any], *args: Any, **kwargs: Any
 ) -> Any:
     """Around one attention operation: function(q, k, v, heads, ...), or another node's override of it."""
-    run.attends = True
+    run.state.attends = True
     return run.call_attention(function if other is None else partial(other, function), *args, **kwargs)
 
 

@@ -101,7 +101,7 @@ def _note_what_it_was_like(run: CacheRun) -> None:
     if run.state.terms.steps_in_at("guidance") and not run.asked_together and wrapper_type("CALC_COND_BATCH"):
         run.report.note(ONE_BY_ONE)
     is_idle = bool(run.report.calls) and not run.report.count("reused", "forecast")
-    if run.state.terms.steps_in_at("attention") and is_idle and not run.attends:
+    if run.state.terms.steps_in_at("attention") and is_idle and not run.state.attends:
         run.report.note(NO_ATTENTION)
     if run.state.evaluation.number and not run.report.calls and not run.report.notes:
         run.report.note(NOT_CALLED)
