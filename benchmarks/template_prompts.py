@@ -18,7 +18,7 @@ DRAWN = (
     "COLORS",
     "CURVE",
 )  # widgets with a value of parts
-WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", "COLOR", "COMFY_DYNAMICCOMBO_V3", *DRAWN)
+WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", "COLOR", "PAINTER", "COMFY_DYNAMICCOMBO_V3", *DRAWN)
 SEEDS = ("seed", "noise_seed")  # the page puts "what to do after a run" behind each
 
 

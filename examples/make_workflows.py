@@ -35,13 +35,18 @@ def main() -> None:
     models = json.loads((HERE / "about" / "models.json").read_text(encoding="utf-8"))
     notes = json.loads((HERE / "about" / "notes.json").read_text(encoding="utf-8"))
     with Server() as server:
-        info = server.get("/object_info")
+        info = newer_nodes() | server.get("/object_info")
     for file in sorted((HERE / "api").glob("*.json")):
         prompt = json.loads(file.read_text(encoding="utf-8"))
         made = workflow(prompt, info, models, notes[file.stem])
         (WORKFLOWS / file.name).write_text(_text(made), encoding="utf-8")
         card(notes[file.stem]).save(WORKFLOWS / f"{file.stem}.jpg", quality=90, optimize=True)
         print(file.stem)
+
+
+def newer_nodes() -> dict[str, Any]:
+    """Nodes that the examples have and no ComfyUI at hand, as ComfyUI's help for them says (comfyui-embedded-docs)."""
+    return json.loads((HERE / "about" / "newer_nodes.json").read_text(encoding="utf-8"))
 
 
 def workflow(prompt: dict[str, Any], info: dict[str, Any], models: dict[str, Any], note: dict[str, Any]) -> dict:

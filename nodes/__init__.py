@@ -11,8 +11,6 @@ from comfy_api.latest import ComfyExtension, io
 from ..cache_core.strategies import all_strategies
 from . import replacements
 from .cache_node import cache_node
-from .compare_node import CompareSettings
-from .demo_node import LoadDemo
 from .preset_node import CachePreset
 from .report_node import CacheReport
 from .routes import add_routes
@@ -31,7 +29,15 @@ class RefrainExtension(ComfyExtension):
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """A node for each strategy, those around them, the report and the demo. Called once, before questions come."""
-        nodes = [*map(cache_node, all_strategies()), CachePreset, ApplySettings, CompareSettings, CacheReport, LoadDemo]
+        nodes = [*map(cache_node, all_strategies()), CachePreset, ApplySettings, CacheReport]
+        with _if_possible("comparing caches"):
+            from .compare_node import CompareSettings
+
+            nodes.append(CompareSettings)
+        with _if_possible("loading the demo"):
+            from .demo_node import LoadDemo
+
+            nodes.append(LoadDemo)
         with _if_possible("answering for the last runs"):
             add_routes()
         return nodes
@@ -42,5 +48,5 @@ def _if_possible(what: str) -> Iterator[None]:
     """Around what the nodes can do without: ComfyUI may have no server, or another's in its place."""
     try:
         yield
-    except Exception:
-        logger.warning("Refrain's nodes are loaded, but %s is not possible in this ComfyUI.", what, exc_info=True)
+    except Exception as error:
+        logger.warning("Refrain's nodes are loaded, but %s is not possible in this ComfyUI: %r", what, error)

@@ -71,7 +71,9 @@ class CompareSettings(io.ComfyNode):
         text = f"{table(compared.runs)}\n{measured}"
         shown = {"refrain_comparison": [{"rows": rows(compared.runs), "measured": measured}], "text": [text]}
         images = compared.pictures.movedim(1, -1).contiguous()
-        return io.NodeOutput(picture, text, images, ui={**ui.PreviewImage(picture, cls=cls).as_dict(), **shown})
+        preview = getattr(ui, "PreviewImage", None)  # a ComfyUI may call it otherwise; the outputs have it all
+        drawn = preview(picture, cls=cls).as_dict() if preview else {}
+        return io.NodeOutput(picture, text, images, ui={**drawn, **shown})
 
 
 def _sampler_inputs() -> list[Any]:

@@ -61,6 +61,6 @@ class Announcer:
 def announcer(describe: Describe) -> Announcer | None:
     """For the browser that queued the prompt which is executing; None without one, as in headless use."""
     server = prompt_server()
-    if getattr(server, "client_id", None) is None or getattr(server, "loop", None) is None:
+    if any(getattr(server, name, None) is None for name in ("client_id", "loop", "send_sync")):
         return None
     return Announcer(describe, server)

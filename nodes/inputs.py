@@ -24,7 +24,7 @@ def _is_settings(value: Any) -> bool:
 
 LINKED: dict[str, tuple[Callable[[Any], bool], str]] = {  # how each is told, and where it comes from
     "MODEL": (
-        lambda value: hasattr(value, "add_wrapper_with_key"),
+        lambda value: hasattr(value, "model_options"),
         "the model output of a loader, or of a node that changes its model",
     ),
     "VAE": (lambda value: hasattr(value, "decode"), "the vae output of a loader"),

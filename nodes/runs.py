@@ -10,11 +10,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from comfy_execution.utils import get_executing_context
 
 from ..cache_core.report.report import Report
 from .compat import workflow_of
 from .events import Announcer, announcer
+
+try:
+    from comfy_execution.utils import get_executing_context
+except ImportError:  # runs then belong to no prompt
+
+    def get_executing_context() -> None:
+        return None
+
 
 MOST_RUNS = 32
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from ..cache_core.adapters.comfyui import WHY_NOTHING_WORKS
 from ..cache_core.strategies import all_strategies
 
 NOTHING = (
@@ -16,6 +17,7 @@ DECLINED = (
     "No cached sampling run made these samples: {title} handed the model on without a cache. "
     "The text in Cache Preset says why."
 )
+LACKING = "No cached sampling run made these samples: {}."
 UNKNOWN = (
     'The run that made these samples is not known, though "{title}" is connected. Either its sampler is not one of '
     "ComfyUI's, or the run is too long ago: those of the last {most} are kept."
@@ -31,6 +33,8 @@ def why(node_id: str, prompt: Any, extra_pnginfo: Any, most: int) -> str:
     found = [prompt[name]["class_type"] for name in _before(prompt or {}, node_id)]
     cached = [CACHES[kind] for kind in found if kind in STRATEGIES]
     chosen = [CACHES[kind] for kind in found if kind in CHOSEN]
+    if (cached or chosen) and WHY_NOTHING_WORKS:
+        return LACKING.format(WHY_NOTHING_WORKS)
     if cached:
         return UNKNOWN.format(title=cached[0], most=most)
     if chosen:

@@ -87,6 +87,7 @@ class RunState:
     others_seen: int = 0  # calls about another latent than the step before
     began: float | None = None  # by the clock, with the first evaluation: the weights are loaded by then
     was_called: bool = False  # whether the model was, in this evaluation
+    attends: bool = False  # whether the host has sent an attention operation
     why_computed: str = ""  # why strategies stepped aside, in a few words
     repair: Repair | None = None  # of gaps between computed steps, while that is on
     denoised_of: Callable[..., Tensor] | None = None  # the clean latent, of a sigma, a model output and a latent

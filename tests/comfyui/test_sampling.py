@@ -219,7 +219,8 @@ def test_the_latent_that_goes_in_is_not_changed(demo, cached):
 @pytest.mark.parametrize("probes", [False, True], ids=["whole stack", "behind the first block"])
 @pytest.mark.parametrize("signal", [False, True], ids=["alone", "with a ControlNet's signal"])
 def test_replaying_the_same_inputs_gives_the_same_output(demo, comfy, block_counts, signal, probes):
-    from cache_core.adapters.comfyui.wrappers import CONTROLNET, KEY, apply_model, predict_noise
+    from cache_core.adapters.comfyui.calls import CONTROLNET, apply_model, predict_noise
+    from cache_core.adapters.comfyui.seams import KEY
 
     model = demo.model()
     comfy.model_management.load_models_gpu([model])

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 PAGE = Path(__file__).parents[2] / "docs" / "seams.md"
-ROW = re.compile(r"^\| (\S+\.py) \| `(.+?)` \| (.+?) \| (both|later) \|$", re.MULTILINE)
+ROW = re.compile(r"^\| (\S+\.py) \| `(.+?)` \| (.+?)(?: \| .+)? \| (both|later) \|$", re.MULTILINE)
 
 
 class Seam(NamedTuple):

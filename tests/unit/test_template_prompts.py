@@ -103,6 +103,13 @@ def test_a_choice_brings_its_own_widgets():
         assert nodes_of(workflow, INFO)["1"].inputs == expected
 
 
+def test_a_mask_that_is_painted_is_a_value_like_others():
+    painted = {"mask": ["STRING", {"default": "", "widgetType": "PAINTER"}], "width": ["INT"], "height": ["INT"]}
+    workflow = {"nodes": [node(1, "Paint", values=["painted.png", 64, 32])], "links": []}
+    inputs = nodes_of(workflow, {"Paint": {"input": {"required": painted}}})["1"].inputs
+    assert inputs == {"mask": "painted.png", "width": 64, "height": 32}
+
+
 def test_what_this_comfyui_lacks_keeps_its_links():
     assert nodes_of(patched(type="Newer"), INFO)["2"].inputs == {"model": ["1", 0]}
     assert list(widgets({})) == []

@@ -23,7 +23,7 @@ def contexts_of(base_model: Any, x: Any, control: Any, options: dict) -> list[Ha
 
     Other nodes' replaced blocks belong into them too. Where the rows can't be told apart they are one branch.
     """
-    uuids, frames = options.get("uuids") or [None], _frames_in(options)
+    uuids, frames = options.get("uuids") or options.get("cond_or_uncond") or [None], _frames_in(options)
     rows, odd = divmod(x.shape[0], len(uuids))
     if odd:
         uuids, rows = [tuple(uuids)], x.shape[0]

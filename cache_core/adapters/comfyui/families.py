@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from comfy.model_patcher import ModelPatcher
-
 from ...presets import OTHER, UNET
+from .seams import ModelPatcher
 
 KEY = "refrain_family"  # what a MODEL that we made ourselves says of itself
 WAN, OTHER_WAN = "Wan 2.1 and 2.2, text or image to video", "Wan 2.1 and 2.2, other kinds"
@@ -46,11 +45,11 @@ def family_of(model: ModelPatcher) -> str:
     """One of the presets' families."""
     if own := model.get_attachment(KEY):
         return own
-    if type(model.model.diffusion_model).__name__ == "UNetModel":
+    if type(getattr(model.model, "diffusion_model", None)).__name__ == "UNetModel":
         return UNET
     return FAMILIES.get(class_of(model), OTHER)
 
 
 def class_of(model: ModelPatcher) -> str:
     """ComfyUI's name for the kind of model."""
-    return type(model.model.model_config).__name__
+    return type(getattr(model.model, "model_config", None)).__name__

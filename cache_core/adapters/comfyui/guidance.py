@@ -15,7 +15,8 @@ import torch
 from ...run.run import CacheRun
 from .contexts import BRANCHES, CONTROLS, context_of_guidance, controls_at, prompts_at
 from .exceptions import CACHES_OF_WHOLE_BATCHES, OTHER_CACHES, PATCHES_THAT_MIX_PROMPTS
-from .threads import POOL, Threads
+from .seams import MOVED, otherwise
+from .threads import POOL, Threads, fits
 
 NO_NEGATIVE = "where cfg is 1, or with a distilled model, the negative prompt is not run, so there is none to skip"
 ONE_BY_ONE = (
@@ -29,6 +30,7 @@ NO_PAIR = (
 CHANGING_PROMPTS = "the negative prompt always runs: LoRA hooks or default prompts may change it from step to step"
 MIXED_PROMPTS = "the negative prompt always runs: another node mixes it into the positive one's attention (NAG)"
 WHOLE_BATCHES = "the negative prompt always runs: {} keeps one output for both prompts and fails where one is left out"
+ALWAYS_RUNS = "the negative prompt always runs, and ControlNets that end in mid-run are noticed later"
 
 Compute = Callable[[list], Any]  # the denoised latents of branches; a branch that is None is left out
 
@@ -38,17 +40,29 @@ def denoised_of_branches(
 ) -> Any:
     """The denoised latents of all branches, those of the negative prompt computed or estimated."""
     options = model_options["transformer_options"]
-    options[CONTROLS] = controls_at(conds, sigma)
     compute = partial(_compute, run, executor, model, x, sigma, model_options)
     run.asked_together |= len(conds) > 1
     is_one = len(conds) == 1  # of this kind of guider, or a guidance's extra one
+    controls = _known(run, controls_at, conds, sigma)
+    options[CONTROLS] = controls or {}
     if is_one or not run.state.terms.steps_in_at("guidance"):
         return compute(conds)
     if why := _why_not_estimated(conds, options):
         run.report.note(why)
         return compute(conds)
-    context = context_of_guidance(model, conds, x, sigma, options)
+    context = None if controls is None else _known(run, context_of_guidance, model, conds, x, sigma, options)
+    if context is None:
+        return compute(conds)
     return run.again(partial(_estimated, run, compute, model.diffusion_model, conds, x, sigma, context))
+
+
+def _known(run: CacheRun, ask: Callable[..., Any], *given: Any) -> Any:
+    """What is asked of the prompts' entries; None, which the report tells, where they have no such parts."""
+    try:
+        return ask(*given)
+    except MOVED as error:
+        run.report.note(otherwise(ALWAYS_RUNS, error))
+        return None
 
 
 def _why_not_estimated(conds: list, options: dict) -> str | None:
@@ -70,7 +84,7 @@ def _compute(
     run: CacheRun, executor: Any, model: Any, x: torch.Tensor, sigma: torch.Tensor, model_options: dict, conds: list
 ) -> Any:
     """Call the model for these branches: in threads, where ComfyUI has several devices."""
-    if POOL not in model_options:
+    if not fits(model_options):
         return executor(model, conds, x, sigma, model_options)
     entries = [entry for prompts in prompts_at(conds, sigma) for entry in prompts]
     with run.state.evaluation.in_threads(entries):

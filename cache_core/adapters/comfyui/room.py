@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import partial, wraps
 from typing import Any
 
 import torch
 from comfy import model_management
-from comfy.model_patcher import ModelPatcher
-from comfy.patcher_extension import WrappersMP
 
 from ...strategy.lane import AWAY_SHARE
+from .seams import MOVED, ModelPatcher, otherwise, wrapper_type
 
+logger = logging.getLogger(__name__)
+
+NOBODY_KNOWS = "how much memory is free is not known, so only memory_limit_gb limits what a cache holds"
 LEAST_SHARE = 0.25  # of what is free: what ComfyUI expects a model to need is mostly more than it takes
 
 
@@ -29,14 +32,14 @@ class Room:
 
     def beside(
         self, model: ModelPatcher, noise_shape: Sequence[int], options: dict[str, Any]
-    ) -> Callable[[torch.device], float]:
+    ) -> Callable[[torch.device], float | None]:
         """See `free_beside`. `options` are the run's own transformer options."""
         told = self._held.get(tuple(noise_shape), 0)
-        if told:
+        kind = wrapper_type("PREPARE_SAMPLING") if hasattr(model_management, "EXTRA_RESERVED_VRAM") else None
+        if told and kind:
             wrappers = options.get("wrappers", {})
             own = {"refrain": [partial(_keep_free, told)]}
-            others = wrappers.get(WrappersMP.PREPARE_SAMPLING, {})
-            options["wrappers"] = wrappers | {WrappersMP.PREPARE_SAMPLING: others | own}
+            options["wrappers"] = wrappers | {kind: wrappers.get(kind, {}) | own}
         return partial(free_beside, model, noise_shape, told=told)
 
     def remember(self, noise_shape: Sequence[int], held: int) -> None:
@@ -54,6 +57,21 @@ def _keep_free(told: int, executor: Any, *args: Any, **kwargs: Any) -> Any:
         model_management.EXTRA_RESERVED_VRAM = before
 
 
+def _if_known(free: Callable[..., float | None]) -> Callable[..., float | None]:
+    """The same; None, which is no limit, where ComfyUI does not tell."""
+
+    @wraps(free)
+    def known(*args: Any, **kwargs: Any) -> float | None:
+        try:
+            return free(*args, **kwargs)
+        except MOVED as error:
+            logger.warning("Refrain: %s", otherwise(NOBODY_KNOWS, error))
+            return None
+
+    return known
+
+
+@_if_known
 def free_beside(model: ModelPatcher, noise_shape: Sequence[int], device: torch.device, told: int = 0) -> float:
     """Bytes that a cache may take on this device while the model is sampled from. Asked before its first call.
 
@@ -67,6 +85,7 @@ def free_beside(model: ModelPatcher, noise_shape: Sequence[int], device: torch.d
     return max(free - model.model.memory_required(list(noise_shape)), LEAST_SHARE * (free - told))
 
 
+@_if_known
 def free_away(device: torch.device) -> float | None:
     """Bytes that a cache may take in main memory instead of on this device; None where that is no CUDA."""
     return AWAY_SHARE * model_management.get_free_memory(torch.device("cpu")) if device.type == "cuda" else None

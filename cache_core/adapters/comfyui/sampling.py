@@ -13,12 +13,11 @@ import comfy.sample
 import comfy.samplers
 import comfy.utils
 import latent_preview
-from comfy.model_patcher import ModelPatcher
-from comfy.patcher_extension import CallbacksMP, WrappersMP
 from comfy.sd import VAE
 from torch import Tensor
 
-from .wrappers import KEY
+from .seams import ModelPatcher
+from .wrappers import take_off
 
 SAMPLERS, SCHEDULERS = comfy.samplers.KSampler.SAMPLERS, comfy.samplers.KSampler.SCHEDULERS
 RATIOS = ("downscale_ratio_spacial", "downscale_ratio_temporal")  # of an empty latent; ComfyUI 0.8 has none
@@ -150,7 +149,5 @@ def have_the_same_weights(model: ModelPatcher, other: ModelPatcher) -> bool:
 
 def _without_cache(model: ModelPatcher) -> ModelPatcher:
     bare = model.clone()
-    for kind in (WrappersMP.OUTER_SAMPLE, WrappersMP.PREDICT_NOISE, WrappersMP.CALC_COND_BATCH, WrappersMP.APPLY_MODEL):
-        bare.remove_wrappers_with_key(kind, KEY)
-    bare.remove_callbacks_with_key(CallbacksMP.ON_PRE_RUN, KEY)
+    take_off(bare)
     return bare

@@ -1,13 +1,14 @@
 """The sigmas of a sampling run, as the model at hand counts them."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 
 import numpy as np
 import torch
-from comfy.model_patcher import ModelPatcher
-from comfy.model_sampling import CONST, ModelSamplingDiscrete
 
 from ...strategy.step import Schedule, schedule_of
+from .seams import CONST, ModelPatcher, ModelSamplingDiscrete
 
 TINY = 1e-12  # a sigma, for its logarithm
 UNORDERED = "the sigmas of this run both fall and rise, so steps are counted as they come and spaced evenly"
@@ -23,6 +24,8 @@ def schedule_for(model: ModelPatcher, sigmas: torch.Tensor) -> Schedule:
     return schedule_of(sigmas.tolist(), sampling.percent_to_sigma, timestep_of, isinstance(sampling, CONST))
 
 
-def denoised_by(model: ModelPatcher) -> Callable[..., torch.Tensor]:
-    """Makes the clean latent of a sigma, a model output and a latent, as this model does."""
+def denoised_by(model: ModelPatcher) -> Callable[..., torch.Tensor] | None:
+    """Makes the clean latent of a sigma, a model output and a latent, as this model does; None where it has no way."""
+    if not hasattr(model.get_model_object("model_sampling"), "calculate_denoised"):
+        return None
     return lambda *given: model.get_model_object("model_sampling").calculate_denoised(*given)

@@ -14,6 +14,12 @@ POOL = "multigpu_thread_pool"  # the model option that holds comfy.multigpu.Mult
 CLONES = "multigpu_clones"  # the one that holds the clones, patchers by device
 
 
+def fits(model_options: dict[str, Any]) -> bool:
+    """Whether ComfyUI runs branches in threads, in the way that is known here."""
+    pool = model_options.get(POOL)
+    return hasattr(pool, "submit") and hasattr(pool, "get_result") and CLONES in model_options
+
+
 class Threads:
     """ComfyUI's pool of threads for one evaluation, in which the clone of the last device leads.
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from comfy.model_management import InterruptProcessingException
+from comfy import model_management
 
 from ...report.report import Report
 from ...run.run import CacheRun
@@ -15,13 +15,19 @@ from ...run.telling import telling
 from ...strategy.setting import counted
 from ...strategy.strategy import Strategy
 from .guidance import ONE_BY_ONE
+from .seams import wrapper_type
 from .weights import FETCHED_ALL_THE_SAME, are_fetched_all_the_same
 
 logger = logging.getLogger(__name__)
-CANCELS = (InterruptProcessingException,)  # in ComfyUI 0.8 an ordinary exception
+INTERRUPTED = getattr(model_management, "InterruptProcessingException", None)  # in ComfyUI 0.8 an ordinary exception
+CANCELS = (INTERRUPTED,) if INTERRUPTED else ()
 NOT_ASKED = (
     "the caches on this model did nothing: its guider samples with the settings of another of its models. Put them on "
     "that one (of Dual Model CFG Guider, on `model`), where they work for both"
+)
+NO_ATTENTION = "no attention of this model was found: none came through the option optimized_attention_override"
+NOT_CALLED = (
+    "no model call was seen, so nothing is reused: the model is called in a way that docs/seams.md does not have"
 )
 OTHER_STEPS = (
     "the cache was chosen for {}, but this run has {}: set steps to 0 on Cache Preset to take them from the run"
@@ -69,10 +75,10 @@ def watched(sample: Callable[[], Any], run: CacheRun, watch: Watch | None) -> An
     return latent
 
 
-def tell_of_no_run(parts: Sequence[tuple[Strategy, str]], watch: Watch | None) -> None:
+def tell_of_no_run(parts: Sequence[tuple[Strategy, str]], watch: Watch | None, why: str) -> None:
     """A model is sampled from, and its strategies, each with its owner, are not asked."""
     report = Report(tuple(strategy for strategy, _ in parts), 0, owners=tuple(owner for _, owner in parts))
-    report.note(NOT_ASKED)
+    report.note(why)
     report.close()
     logger.warning(report.line())
     if watch is not None:
@@ -92,5 +98,10 @@ def _note_what_it_was_like(run: CacheRun) -> None:
     """What is known only once a run was sampled."""
     if are_fetched_all_the_same(run.state.terms.strategies):
         run.report.note(FETCHED_ALL_THE_SAME)
-    if run.state.terms.steps_in_at("guidance") and not run.asked_together:
+    if run.state.terms.steps_in_at("guidance") and not run.asked_together and wrapper_type("CALC_COND_BATCH"):
         run.report.note(ONE_BY_ONE)
+    is_idle = bool(run.report.calls) and not run.report.count("reused", "forecast")
+    if run.state.terms.steps_in_at("attention") and is_idle and not run.state.attends:
+        run.report.note(NO_ATTENTION)
+    if run.state.evaluation.number and not run.report.calls and not run.report.notes:
+        run.report.note(NOT_CALLED)

@@ -15,28 +15,27 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-import torch
-from comfy.model_patcher import ModelPatcher
-from comfy.patcher_extension import CallbacksMP, WrappersMP
-
 from ...run.repairing import allow_repair
 from ...run.run import CacheRun
+from ...strategy.repairing import OFF
 from ...strategy.strategy import Strategy
-from .contexts import contexts_of, labels_of
-from .exceptions import METHODS, OTHER_CACHES, of_its_own, refuse_other_caches, why_computed
-from .guidance import denoised_of_branches
+from .calls import apply_model, calc_cond_batch, predict_noise
+from .exceptions import METHODS, OTHER_CACHES, refuse_other_caches
 from .room import Room, free_away
 from .schedules import UNORDERED, denoised_by, schedule_for
-from .watching import CANCELS, Watch, note_at_start, tell_of_no_run, watched
+from .seams import KEY, MOVED, NO_GUIDANCE, ON_PRE_RUN, WHY_NOTHING_WORKS, ModelPatcher, otherwise, wrapper_type
+from .watching import CANCELS, NOT_ASKED, Watch, note_at_start, tell_of_no_run, watched
 from .weights import fetch_no_more_blocks
 
 logger = logging.getLogger(__name__)
 
-KEY = "refrain"
-ATTENTION = "optimized_attention_override"  # the transformer option through which attention operations are sent
-CONTROLNET = "the ControlNet still runs at every step; only the model's own blocks are saved"
 NO_EFFECT = "the {} node before {} has no effect: both leave out the same work, and the later counts"
+GIVEN = ("noise", "latent_image", "sampler", "sigmas", "denoise_mask")  # to one sampling run, in this order
+NO_REPAIR = "skipped steps are not repaired: this ComfyUI has no ModelSampling.calculate_denoised"
+NO_RUN = "the caches on this model did nothing"
 OTHER_CACHE = "{} is on this model too; the calls that it leaves out count as computed here"
+
+WRAPPERS = {"PREDICT_NOISE": predict_noise, "CALC_COND_BATCH": calc_cond_batch, "APPLY_MODEL": apply_model}
 
 
 def with_cache(
@@ -48,7 +47,11 @@ def with_cache(
     say so. `watch(report)` is called when a run begins, with a report that fills up; what it returns is told of every
     model call and of the end. `owner` is what the caller knows the strategy by, for the report. It was chosen for so
     many `steps` (0: any). Raises ValueError for what is no MODEL, and where another node caches the same calls.
+    In a ComfyUI that lacks what every cache needs the model stays as it is, and a report says so.
     """
+    if WHY_NOTHING_WORKS:
+        tell_of_no_run([(strategy, owner)], watch, WHY_NOTHING_WORKS)
+        return model
     if not hasattr(model, "add_wrapper_with_key"):
         told = f"{strategy.title}: model is {reprlib.repr(model)}, which is no MODEL"
         raise ValueError(f"{told}. Connect the model output of a loader, or of a node that changes its model.")
@@ -62,17 +65,21 @@ def with_cache(
     wrappers = _Wrappers(parts, watch, (*(before.notes if before else ()), *notes))
     wrappers.steps = steps or (before.steps if before else 0)
     cached.set_attachments(KEY, wrappers)
-    for kind, wrapper in (
-        (WrappersMP.OUTER_SAMPLE, wrappers.outer_sample),
-        (WrappersMP.PREDICT_NOISE, predict_noise),
-        (WrappersMP.CALC_COND_BATCH, calc_cond_batch),
-        (WrappersMP.APPLY_MODEL, apply_model),
-    ):
-        cached.remove_wrappers_with_key(kind, KEY)
-        cached.add_wrapper_with_key(kind, KEY, wrapper)
-    cached.remove_callbacks_with_key(CallbacksMP.ON_PRE_RUN, KEY)
-    cached.add_callback_with_key(CallbacksMP.ON_PRE_RUN, KEY, wrappers.pre_run)
+    take_off(cached)
+    for name, wrapper in (*WRAPPERS.items(), ("OUTER_SAMPLE", wrappers.outer_sample)):
+        if kind := wrapper_type(name):
+            cached.add_wrapper_with_key(kind, KEY, wrapper)
+    if ON_PRE_RUN:
+        cached.add_callback_with_key(ON_PRE_RUN, KEY, wrappers.pre_run)
     return cached
+
+
+def take_off(model: ModelPatcher) -> None:
+    """Leave this MODEL, a clone, without a cache."""
+    for kind in filter(None, map(wrapper_type, (*WRAPPERS, "OUTER_SAMPLE"))):
+        model.remove_wrappers_with_key(kind, KEY)
+    if ON_PRE_RUN:
+        model.remove_callbacks_with_key(ON_PRE_RUN, KEY)
 
 
 def _replaces(later: Strategy, earlier: Strategy) -> bool:
@@ -83,7 +90,7 @@ def _replaces(later: Strategy, earlier: Strategy) -> bool:
 
 def strategies_of(model: ModelPatcher) -> tuple[Strategy, ...]:
     """The strategies that a MODEL samples with."""
-    wrappers = model.get_attachment(KEY)
+    wrappers = None if WHY_NOTHING_WORKS else model.get_attachment(KEY)
     return wrappers.strategies if wrappers else ()
 
 
@@ -101,40 +108,58 @@ class _Wrappers:
     def pre_run(self, model: ModelPatcher) -> None:
         """A model that carries them is about to be sampled from; outside of a run, if a guider has two models."""
         if not getattr(self._here, "runs", 0) and not all(strategy.is_off for strategy in self.strategies):
-            tell_of_no_run(self.parts, self.watch)
+            tell_of_no_run(self.parts, self.watch, NOT_ASKED)
 
     def outer_sample(self, executor: Any, *args: Any, **kwargs: Any) -> Any:
-        """Around one sampling run: guider.outer_sample(noise, latent_image, sampler, sigmas, ...)."""
-        guider = executor.class_obj
-        options = guider.model_options.setdefault("transformer_options", {})  # this run's own copy
-        refuse_other_caches(self.strategies, options)  # a node may have been added since
-        sigmas = kwargs["sigmas"] if "sigmas" in kwargs else args[3]
-        mask = kwargs["denoise_mask"] if "denoise_mask" in kwargs else args[4] if len(args) > 4 else None
-        schedule = schedule_for(guider.model_patcher, sigmas)
-        noise = kwargs["noise"] if "noise" in kwargs else args[0]
-        free = self.room.beside(guider.model_patcher, noise.shape, options)
-        run = CacheRun(self.strategies, schedule, METHODS, fetch_no_more_blocks, mask, None, CANCELS, free, free_away)
-        allow_repair(run.state, mask, denoised_by(guider.model_patcher))
-        run.report.owners = tuple(owner for _, owner in self.parts)
-        if schedule.is_open:
-            run.report.steps = len(sigmas) - 1
-        note_at_start(run.report, (*[UNORDERED] * schedule.is_open, *self.notes), self.steps)
-        options[KEY] = run
-        _place(options)
-        for option in OTHER_CACHES.keys() & options:
-            run.report.note(OTHER_CACHE.format(OTHER_CACHES[option]))
-
-        self._here.runs = getattr(self._here, "runs", 0) + 1
+        """Around one sampling run: guider.outer_sample(noise, latent_image, sampler, sigmas, denoise_mask, ...)."""
         try:
-            latent = watched(partial(executor, *args, **kwargs), run, self.watch)
+            options = executor.class_obj.model_options.setdefault("transformer_options", {})  # this run's own copy
+            refuse_other_caches(self.strategies, options)  # a node may have been added since
+            given = dict(zip(GIVEN, args)) | kwargs
+            run = self._begun(executor.class_obj.model_patcher, given, options)
+        except MOVED as error:
+            run, why = None, otherwise(NO_RUN, error)
+        if run is None:
+            tell_of_no_run(self.parts, self.watch, why)
+            return self._within(partial(executor, *args, **kwargs))
+        try:
+            latent = self._within(partial(watched, partial(executor, *args, **kwargs), run, self.watch))
         finally:
-            self._here.runs -= 1
             options.pop(KEY, None)
-            self.room.remember(noise.shape, run.report.bytes_foretold)
+            self.room.remember(given["noise"].shape, run.report.bytes_foretold)
             run.free()
         with run.telling():
             logger.info(run.report.line())
         return latent
+
+    def _begun(self, model: ModelPatcher, given: dict[str, Any], options: dict[str, Any]) -> CacheRun:
+        """The run of what the guider is given, in these transformer options."""
+        sigmas, mask = given["sigmas"], given.get("denoise_mask")
+        schedule, free = schedule_for(model, sigmas), self.room.beside(model, given["noise"].shape, options)
+        run = CacheRun(self.strategies, schedule, METHODS, fetch_no_more_blocks, mask, None, CANCELS, free, free_away)
+        if denoised := denoised_by(model):
+            allow_repair(run.state, mask, denoised)
+        elif any(strategy.repair != OFF for strategy in run.state.terms.strategies):
+            run.report.note(NO_REPAIR)
+        run.report.owners = tuple(owner for _, owner in self.parts)
+        if schedule.is_open:
+            run.report.steps = len(sigmas) - 1
+        note_at_start(run.report, (*[UNORDERED] * schedule.is_open, *self.notes), self.steps)
+        if wrapper_type("CALC_COND_BATCH") is None and run.state.terms.steps_in_at("guidance"):
+            run.report.note(NO_GUIDANCE)
+        for option in OTHER_CACHES.keys() & options:
+            run.report.note(OTHER_CACHE.format(OTHER_CACHES[option]))
+        options[KEY] = run
+        _place(options)
+        return run
+
+    def _within(self, sample: Callable[[], Any]) -> Any:
+        """What `sample` returns, which samples with them."""
+        self._here.runs = getattr(self._here, "runs", 0) + 1
+        try:
+            return sample()
+        finally:
+            self._here.runs -= 1
 
 
 def _place(options: dict) -> None:
@@ -144,72 +169,9 @@ def _place(options: dict) -> None:
     hooking what they were compiled from. And an evaluation that another node answers is seen.
     """
     wrappers = dict(options.get("wrappers", {}))
-    for kind, is_last in ((WrappersMP.APPLY_MODEL, True), (WrappersMP.PREDICT_NOISE, False)):
+    for kind, is_last in ((wrapper_type("APPLY_MODEL"), True), (wrapper_type("PREDICT_NOISE"), False)):
         others = dict(wrappers.get(kind, {}))
         if KEY in others:
             ours = {KEY: others.pop(KEY)}
             wrappers[kind] = others | ours if is_last else ours | others
     options["wrappers"] = wrappers
-
-
-def predict_noise(executor: Any, x: Any, timestep: Any, model_options: dict = {}, seed: Any = None) -> Any:
-    """Around one evaluation of the noise prediction: guider.predict_noise(x, timestep, model_options, seed).
-
-    It returns the denoised latent.
-    """
-    run = model_options.get("transformer_options", {}).get(KEY)
-    if run is None:
-        return executor(x, timestep, model_options, seed)
-    run.begin_evaluation(latent=x)
-    return run.end_evaluation(executor(x, timestep, model_options, seed))
-
-
-def apply_model(
-    executor: Any, x: Any, t: Any, c_concat: Any = None, c_crossattn: Any = None, control: Any = None,
-    transformer_options: dict = {}, **conds: Any,
-) -> Any:  # fmt: skip
-    """Around one forward pass: BaseModel._apply_model(x, sigma, ...). It returns the branches' denoised latents."""
-
-    def forward() -> Any:
-        return executor(x, t, c_concat, c_crossattn, of_its_own(control), options, **conds)
-
-    run, options = transformer_options.get(KEY), transformer_options
-    if run is None:
-        return forward()
-    if why := why_computed(options):
-        run.pass_over(why)
-        return forward()
-    if control is not None:
-        run.report.note(CONTROLNET)
-    if run.state.terms.steps_in_at("attention"):
-        options = options | {ATTENTION: partial(attention, run, options.get(ATTENTION))}
-    model = executor.class_obj.diffusion_model
-    contexts, labels = contexts_of(executor.class_obj, x, control, transformer_options), labels_of(transformer_options)
-    inputs = (x, c_concat, c_crossattn, control, conds)
-    latent = None if "context_window" in transformer_options else x  # which frames a window has is in the key
-    return run.call_model(model, forward, t, contexts, labels, inputs, latent)
-
-
-def attention(
-    run: CacheRun, other: Callable[..., Any] | None, function: Callable[..., Any], *args: Any, **kwargs: Any
-) -> Any:
-    """Around one attention operation: function(q, k, v, heads, ...), or another node's override of it."""
-    return run.call_attention(function if other is None else partial(other, function), *args, **kwargs)
-
-
-def calc_cond_batch(
-    executor: Any, model: Any, conds: list, x_in: torch.Tensor, timestep: torch.Tensor, model_options: dict
-) -> Any:
-    """Around one evaluation of all branches: calc_cond_batch(model, [positive, negative], x, sigma, model_options).
-
-    It returns denoised latents.
-    """
-    run = model_options.get("transformer_options", {}).get(KEY)
-    if run is None:
-        return executor(model, conds, x_in, timestep, model_options)
-    if run.state.is_evaluating:
-        return denoised_of_branches(run, executor, model, conds, x_in, timestep, model_options)
-    run.begin_evaluation_of(x_in)  # the guider goes past PREDICT_NOISE
-    denoised = denoised_of_branches(run, executor, model, conds, x_in, timestep, model_options)
-    run.end_evaluation(*(branch for branch in denoised if branch is not None))
-    return denoised
