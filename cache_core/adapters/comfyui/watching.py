@@ -24,7 +24,7 @@ NOT_ASKED = (
     "that one (of Dual Model CFG Guider, on `model`), where they work for both"
 )
 OTHER_STEPS = (
-    "the cache was chosen for {}, but this run has {}: set steps to 0 on Cache Preset to take them from the run"
+    "the cache was chosen for {}, but this run has {}: set steps to 0 on Faster Sampling to take them from the run"
 )
 
 

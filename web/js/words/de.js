@@ -50,7 +50,7 @@ translate("de", {
   told_threshold: "kein Schritt änderte sich um weniger als den Schwellwert {threshold}",
   told_memory: "Der Cache hielt {size} GiB. Ist der Speicher knapp, wählen Sie eine Ebene, die weniger hält, etwa die Ausgabe des Modells.",
   told_few_steps: "bei nur {steps} Schritten ändert jeder so viel, dass man das Überspringen sähe; darum wurden alle berechnet. Um trotzdem welche zu überspringen, few_steps in „{title} anwenden“ auf 'draft' stellen",
-  told_steps: "der Cache wurde für {expected} Schritte gewählt, dieser Lauf hat aber {steps}: steps in der Cache-Voreinstellung auf 0 stellen, dann gelten die des Laufs",
+  told_steps: "der Cache wurde für {expected} Schritte gewählt, dieser Lauf hat aber {steps}: steps in „Schnelleres Sampling“ auf 0 stellen, dann gelten die des Laufs",
   told_between: "disable_cache_before_step {before} und disable_cache_after_step {after} lassen keinen Schritt übrig. Letzteres erhöhen, oder -1 (nie)",
   told_closed: "{first} {low} liegt nicht unter {second} {high}: start auf den kleineren Wert stellen",
   told_percents: "start_percent {start} liegt nach end_percent {end}: das eine senken oder das andere erhöhen",
@@ -74,6 +74,6 @@ translate("de", {
   told_no_negative: "bei cfg 1 oder einem destillierten Modell läuft der negative Prompt nicht, also ist da keiner zu überspringen",
   told_earlier: "Diese Samples stammen von einem früheren Prompt mit demselben Ergebnis; dies ist der Bericht jenes Laufs.",
   told_bypassed: "Kein Lauf mit Cache hat diese Samples gemacht: \"{title}\" ist umgangen oder stummgeschaltet.",
-  told_declined: "Kein Lauf mit Cache hat diese Samples gemacht: {title} gab das Modell ohne Cache weiter. Warum, steht in Cache Preset.",
+  told_declined: "Kein Lauf mit Cache hat diese Samples gemacht: {title} gab das Modell ohne Cache weiter. Warum, steht in „Schnelleres Sampling“.",
   told_none: "Kein Lauf mit Cache hat diese Samples gemacht. Verbinden Sie einen Cache-Knoten von Refrain zwischen Modell und Sampler, und den Eingang samples dieses Knotens mit dem Sampler.",
 });

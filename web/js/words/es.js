@@ -52,7 +52,7 @@ translate("es", {
   told_threshold: "ningún paso cambió menos que el umbral {threshold}",
   told_memory: "La caché ocupó {size} GiB. Si falta memoria, elige un nivel que ocupe menos, como la salida del modelo.",
   told_few_steps: "con solo {steps} pasos cada uno cambia tanto que saltarlo se notaría, así que se calcularon todos. Para saltar algunos de todos modos, pon few_steps en 'draft' en Aplicar {title}",
-  told_steps: "la caché se eligió para {expected} pasos, pero esta ejecución tiene {steps}: pon steps en 0 en Preajuste de caché para tomar los de la ejecución",
+  told_steps: "la caché se eligió para {expected} pasos, pero esta ejecución tiene {steps}: pon steps en 0 en «Acelerar el muestreo» para tomar los de la ejecución",
   told_between: "disable_cache_before_step {before} y disable_cache_after_step {after} no dejan ningún paso. Sube el segundo, o ponlo en -1 (nunca)",
   told_closed: "{first} {low} no está por debajo de {second} {high}: pon en start el menor",
   told_percents: "start_percent {start} está después de end_percent {end}: baja uno o sube el otro",
@@ -76,6 +76,6 @@ translate("es", {
   told_no_negative: "con cfg 1, o con un modelo destilado, el prompt negativo no se ejecuta, así que no hay ninguno que saltar",
   told_earlier: "Estas muestras las hizo un prompt anterior con el mismo resultado; este es el informe de aquella ejecución.",
   told_bypassed: "Ninguna ejecución con caché hizo estas muestras: \"{title}\" está omitido o silenciado.",
-  told_declined: "Ninguna ejecución con caché hizo estas muestras: {title} pasó el modelo sin caché. El texto de Cache Preset dice por qué.",
+  told_declined: "Ninguna ejecución con caché hizo estas muestras: {title} pasó el modelo sin caché. El texto de «Acelerar el muestreo» dice por qué.",
   told_none: "Ninguna ejecución con caché hizo estas muestras. Conecta un nodo de caché de Refrain entre el modelo y el muestreador, y la entrada samples de este nodo al muestreador.",
 });

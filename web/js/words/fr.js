@@ -52,7 +52,7 @@ translate("fr", {
   told_threshold: "aucune étape n'a varié de moins que le seuil {threshold}",
   told_memory: "Le cache a occupé {size} GiB. Si la mémoire manque, choisissez un niveau qui occupe moins, comme la sortie du modèle.",
   told_few_steps: "avec seulement {steps} étapes, chacune change tant que la sauter se verrait ; toutes ont donc été calculées. Pour en sauter quand même, mettez few_steps à 'draft' dans Appliquer {title}",
-  told_steps: "le cache a été choisi pour {expected} étapes, mais cette exécution en a {steps} : mettez steps à 0 dans Préréglage de cache pour prendre celles de l'exécution",
+  told_steps: "le cache a été choisi pour {expected} étapes, mais cette exécution en a {steps} : mettez steps à 0 dans « Accélérer l'échantillonnage » pour prendre celles de l'exécution",
   told_between: "disable_cache_before_step {before} et disable_cache_after_step {after} ne laissent aucune étape. Augmentez le second, ou mettez -1 (jamais)",
   told_closed: "{first} {low} n'est pas sous {second} {high} : donnez à start la plus petite valeur",
   told_percents: "start_percent {start} est après end_percent {end} : baissez l'un ou augmentez l'autre",
@@ -76,6 +76,6 @@ translate("fr", {
   told_no_negative: "avec cfg à 1, ou un modèle distillé, le prompt négatif n'est pas exécuté, il n'y en a donc pas à sauter",
   told_earlier: "Ces échantillons viennent d'un prompt antérieur au même résultat ; ceci est le rapport de cette exécution.",
   told_bypassed: "Aucune exécution avec cache n'a produit ces échantillons : \"{title}\" est contourné ou muet.",
-  told_declined: "Aucune exécution avec cache n'a produit ces échantillons : {title} a transmis le modèle sans cache. Le texte de Cache Preset dit pourquoi.",
+  told_declined: "Aucune exécution avec cache n'a produit ces échantillons : {title} a transmis le modèle sans cache. Le texte de « Accélérer l'échantillonnage » dit pourquoi.",
   told_none: "Aucune exécution avec cache n'a produit ces échantillons. Connectez un nœud de cache Refrain entre le modèle et l'échantillonneur, et l'entrée samples de ce nœud à l'échantillonneur.",
 });

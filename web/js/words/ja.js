@@ -50,7 +50,7 @@ translate("ja", {
   told_threshold: "変化がしきい値 {threshold} を下回るステップがありません",
   told_memory: "キャッシュは {size} GiB を保持しました。メモリが足りない場合は、モデルの出力など、保持が少ないレベルを選んでください。",
   told_few_steps: "{steps} ステップしかないと各ステップの変化が大きく、省くと見てわかるため、すべて計算しました。それでも省くには「{title} を適用」の few_steps を 'draft' にします",
-  told_steps: "キャッシュは {expected} ステップ用に選ばれましたが、この実行は {steps} ステップです。キャッシュプリセットの steps を 0 にすると実行のステップ数を使います",
+  told_steps: "キャッシュは {expected} ステップ用に選ばれましたが、この実行は {steps} ステップです。「サンプリング高速化」の steps を 0 にすると実行のステップ数を使います",
   told_between: "disable_cache_before_step {before} と disable_cache_after_step {after} ではステップが残りません。後者を上げるか -1（なし）にします",
   told_closed: "{first} {low} が {second} {high} より下にありません。start を低い方にします",
   told_percents: "start_percent {start} が end_percent {end} より後です。一方を下げるか他方を上げます",
@@ -74,6 +74,6 @@ translate("ja", {
   told_no_negative: "cfg が 1 の場合や蒸留モデルではネガティブプロンプトは実行されないため、省くものがありません",
   told_earlier: "これらのサンプルは同じ結果の以前のプロンプトで作られました。これはその実行のレポートです。",
   told_bypassed: "これらのサンプルはキャッシュ付きの実行で作られていません：\"{title}\" がバイパスまたはミュートされています。",
-  told_declined: "これらのサンプルはキャッシュ付きの実行で作られていません：{title} はモデルをキャッシュなしで渡しました。理由は Cache Preset のテキストにあります。",
+  told_declined: "これらのサンプルはキャッシュ付きの実行で作られていません：{title} はモデルをキャッシュなしで渡しました。理由は「サンプリング高速化」のテキストにあります。",
   told_none: "これらのサンプルはキャッシュ付きの実行で作られていません。Refrain のキャッシュノードをモデルとサンプラーの間に、このノードの samples 入力をサンプラーに接続してください。",
 });

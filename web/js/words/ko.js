@@ -50,7 +50,7 @@ translate("ko", {
   told_threshold: "임계값 {threshold}보다 적게 변한 스텝이 없습니다",
   told_memory: "캐시가 {size} GiB를 차지했습니다. 메모리가 부족하면 모델의 출력처럼 덜 차지하는 수준을 고르세요.",
   told_few_steps: "{steps}스텝뿐이면 스텝마다 변화가 커서 건너뛰면 눈에 띄므로 모두 계산했습니다. 그래도 건너뛰려면 '{title} 적용'에서 few_steps를 'draft'로 설정하세요",
-  told_steps: "캐시는 {expected}스텝에 맞춰 골랐지만 이번 실행은 {steps}스텝입니다. 캐시 프리셋의 steps를 0으로 하면 실행의 스텝 수를 씁니다",
+  told_steps: "캐시는 {expected}스텝에 맞춰 골랐지만 이번 실행은 {steps}스텝입니다. ‘더 빠른 샘플링’의 steps를 0으로 하면 실행의 스텝 수를 씁니다",
   told_between: "disable_cache_before_step {before}과(와) disable_cache_after_step {after}은(는) 스텝을 남기지 않습니다. 뒤의 값을 올리거나 -1(안 함)로 하세요",
   told_closed: "{first} {low}이(가) {second} {high}보다 낮지 않습니다. start를 더 낮은 값으로 하세요",
   told_percents: "start_percent {start}이(가) end_percent {end}보다 뒤입니다. 앞의 값을 낮추거나 뒤의 값을 높이세요",
@@ -74,6 +74,6 @@ translate("ko", {
   told_no_negative: "cfg가 1이거나 증류 모델이면 부정 프롬프트가 실행되지 않아 건너뛸 것이 없습니다",
   told_earlier: "이 샘플은 결과가 같은 이전 프롬프트가 만들었습니다. 이것은 그 실행의 보고서입니다.",
   told_bypassed: "캐시를 쓴 실행이 이 샘플을 만들지 않았습니다: \"{title}\"이(가) 우회되었거나 음소거되었습니다.",
-  told_declined: "캐시를 쓴 실행이 이 샘플을 만들지 않았습니다: {title}이(가) 캐시 없이 모델을 넘겼습니다. 이유는 Cache Preset의 텍스트에 있습니다.",
+  told_declined: "캐시를 쓴 실행이 이 샘플을 만들지 않았습니다: {title}이(가) 캐시 없이 모델을 넘겼습니다. 이유는 ‘더 빠른 샘플링’의 텍스트에 있습니다.",
   told_none: "캐시를 쓴 실행이 이 샘플을 만들지 않았습니다. Refrain 캐시 노드를 모델과 샘플러 사이에, 이 노드의 samples 입력을 샘플러에 연결하세요.",
 });

@@ -52,7 +52,7 @@ translate("pt-BR", {
   told_threshold: "nenhum passo mudou menos que o limiar {threshold}",
   told_memory: "O cache ocupou {size} GiB. Se faltar memória, escolha um nível que ocupe menos, como a saída do modelo.",
   told_few_steps: "com só {steps} passos cada um muda tanto que pulá-lo apareceria, então todos foram calculados. Para pular alguns mesmo assim, ponha few_steps em 'draft' em Aplicar {title}",
-  told_steps: "o cache foi escolhido para {expected} passos, mas esta execução tem {steps}: ponha steps em 0 na Predefinição de cache para usar os da execução",
+  told_steps: "o cache foi escolhido para {expected} passos, mas esta execução tem {steps}: ponha steps em 0 em “Acelerar a amostragem” para usar os da execução",
   told_between: "disable_cache_before_step {before} e disable_cache_after_step {after} não deixam nenhum passo. Aumente o segundo, ou ponha -1 (nunca)",
   told_closed: "{first} {low} não está abaixo de {second} {high}: ponha em start o menor",
   told_percents: "start_percent {start} vem depois de end_percent {end}: baixe um ou aumente o outro",
@@ -76,6 +76,6 @@ translate("pt-BR", {
   told_no_negative: "com cfg 1, ou com um modelo destilado, o prompt negativo não é executado, então não há nenhum a pular",
   told_earlier: "Estas amostras foram feitas por um prompt anterior com o mesmo resultado; este é o relatório daquela execução.",
   told_bypassed: "Nenhuma execução com cache fez estas amostras: \"{title}\" está ignorado ou silenciado.",
-  told_declined: "Nenhuma execução com cache fez estas amostras: {title} repassou o modelo sem cache. O texto em Cache Preset diz por quê.",
+  told_declined: "Nenhuma execução com cache fez estas amostras: {title} repassou o modelo sem cache. O texto em “Acelerar a amostragem” diz por quê.",
   told_none: "Nenhuma execução com cache fez estas amostras. Conecte um nó de cache do Refrain entre o modelo e o amostrador, e a entrada samples deste nó ao amostrador.",
 });

@@ -50,7 +50,7 @@ translate("tr", {
   told_threshold: "hiçbir adım {threshold} eşiğinden az değişmedi",
   told_memory: "Önbellek {size} GiB tuttu. Bellek azsa, modelin çıktısı gibi daha az tutan bir düzey seçin.",
   told_few_steps: "yalnızca {steps} adımda her biri o kadar çok değişir ki atlamak göze çarpar; bu yüzden hepsi hesaplandı. Yine de atlamak için {title} Uygula düğümünde few_steps ayarını 'draft' yapın",
-  told_steps: "önbellek {expected} adım için seçildi, ama bu çalıştırmada {steps} adım var: çalıştırmadakiler geçerli olsun diye Önbellek Ön Ayarı'nda steps değerini 0 yapın",
+  told_steps: "önbellek {expected} adım için seçildi, ama bu çalıştırmada {steps} adım var: çalıştırmadakiler geçerli olsun diye “Daha Hızlı Örnekleme” düğümünde steps değerini 0 yapın",
   told_between: "disable_cache_before_step {before} ile disable_cache_after_step {after} adım bırakmıyor. İkincisini yükseltin ya da -1 (hiç) yapın",
   told_closed: "{first} {low}, {second} {high} değerinin altında değil: start değerini küçük olana ayarlayın",
   told_percents: "start_percent {start}, end_percent {end} değerinden sonra: birini düşürün ya da ötekini yükseltin",
@@ -74,6 +74,6 @@ translate("tr", {
   told_no_negative: "cfg 1 iken ya da damıtılmış bir modelde negatif prompt çalıştırılmaz, yani atlanacak bir şey yoktur",
   told_earlier: "Bu örnekleri aynı sonucu veren önceki bir prompt üretti; bu, o çalıştırmanın raporudur.",
   told_bypassed: "Bu örnekleri önbellekli bir çalıştırma üretmedi: \"{title}\" atlanmış ya da kapatılmış.",
-  told_declined: "Bu örnekleri önbellekli bir çalıştırma üretmedi: {title} modeli önbelleksiz iletti. Nedeni Cache Preset içindeki metinde yazar.",
+  told_declined: "Bu örnekleri önbellekli bir çalıştırma üretmedi: {title} modeli önbelleksiz iletti. Nedeni “Daha Hızlı Örnekleme” içindeki metinde yazar.",
   told_none: "Bu örnekleri önbellekli bir çalıştırma üretmedi. Model ile örnekleyici arasına bir Refrain önbellek düğümü, bu düğümün samples girişine de örnekleyiciyi bağlayın.",
 });

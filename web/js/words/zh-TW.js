@@ -50,7 +50,7 @@ translate("zh-TW", {
   told_threshold: "沒有一步的變化小於閾值 {threshold}",
   told_memory: "快取佔用了 {size} GiB。記憶體不足時，請選擇佔用較少的層級，例如模型的輸出。",
   told_few_steps: "只有 {steps} 步時每一步變化都很大，略過會看得出來，因此全部計算。仍要略過一些，請在「套用 {title}」中把 few_steps 設為 'draft'",
-  told_steps: "快取是按 {expected} 步選的，但這次執行有 {steps} 步：在「快取預設」中把 steps 設為 0，就採用執行的步數",
+  told_steps: "快取是按 {expected} 步選的，但這次執行有 {steps} 步：在「加速取樣」中把 steps 設為 0，就採用執行的步數",
   told_between: "disable_cache_before_step {before} 與 disable_cache_after_step {after} 沒有留下任何步。請調高後者，或設為 -1（從不）",
   told_closed: "{first} {low} 不低於 {second} {high}：請把 start 設為較低的值",
   told_percents: "start_percent {start} 在 end_percent {end} 之後：請調低前者或調高後者",
@@ -74,6 +74,6 @@ translate("zh-TW", {
   told_no_negative: "cfg 為 1 或使用蒸餾模型時不執行負面提示詞，因此沒有可略過的",
   told_earlier: "這些取樣結果由較早的、結果相同的提示產生；這是那次執行的報告。",
   told_bypassed: "這些取樣結果不是帶快取的執行產生的：\"{title}\" 被略過或靜音。",
-  told_declined: "這些取樣結果不是帶快取的執行產生的：{title} 未加快取就傳遞了模型。原因見 Cache Preset 中的文字。",
+  told_declined: "這些取樣結果不是帶快取的執行產生的：{title} 未加快取就傳遞了模型。原因見「加速取樣」中的文字。",
   told_none: "這些取樣結果不是帶快取的執行產生的。請在模型和取樣器之間連接一個 Refrain 快取節點，並把此節點的 samples 輸入接到取樣器。",
 });

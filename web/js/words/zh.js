@@ -50,7 +50,7 @@ translate("zh", {
   told_threshold: "没有一步的变化小于阈值 {threshold}",
   told_memory: "缓存占用了 {size} GiB。内存不足时，请选择占用更少的级别，例如模型的输出。",
   told_few_steps: "只有 {steps} 步时每一步变化都很大，跳过会看得出来，因此全部计算。仍要跳过一些，请在“应用 {title}”中把 few_steps 设为 'draft'",
-  told_steps: "缓存是按 {expected} 步选的，但这次运行有 {steps} 步：在“缓存预设”中把 steps 设为 0，就采用运行的步数",
+  told_steps: "缓存是按 {expected} 步选的，但这次运行有 {steps} 步：在“加速采样”中把 steps 设为 0，就采用运行的步数",
   told_between: "disable_cache_before_step {before} 与 disable_cache_after_step {after} 没有留下任何步。请调高后者，或设为 -1（从不）",
   told_closed: "{first} {low} 不低于 {second} {high}：请把 start 设为较低的值",
   told_percents: "start_percent {start} 在 end_percent {end} 之后：请调低前者或调高后者",
@@ -74,6 +74,6 @@ translate("zh", {
   told_no_negative: "cfg 为 1 或使用蒸馏模型时不运行负面提示词，因此没有可跳过的",
   told_earlier: "这些采样结果由较早的、结果相同的提示生成；这是那次运行的报告。",
   told_bypassed: "这些采样结果不是带缓存的运行生成的：\"{title}\" 被绕过或静音。",
-  told_declined: "这些采样结果不是带缓存的运行生成的：{title} 未加缓存就传递了模型。原因见 Cache Preset 中的文字。",
+  told_declined: "这些采样结果不是带缓存的运行生成的：{title} 未加缓存就传递了模型。原因见“加速采样”中的文字。",
   told_none: "这些采样结果不是带缓存的运行生成的。请在模型和采样器之间连接一个 Refrain 缓存节点，并把本节点的 samples 输入接到采样器。",
 });
