@@ -107,7 +107,7 @@ def test_after_a_cancel_the_strip_shows_what_was_done_and_the_report_is_old(ran)
 
 
 def test_a_bypassed_report_is_old_and_the_strip_is_not(ran):
-    ran.in_page("setMode", "Cache Report", "bypassed")
+    ran.in_page("setMode", "RefrainCacheReport", "bypassed")
     ran.in_page("setWidget", "KSampler", "steps", 12)
 
     ran.queue()

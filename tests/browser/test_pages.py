@@ -143,7 +143,7 @@ REPORTING = "What Was Skipped (Cache Report)"
 @pytest.mark.parametrize("cache", CACHES)
 def test_nodes_added_from_the_search_and_connected_show_their_run(frontend, server, cache):
     frontend.load(example("first_block_cache"))
-    frontend.remove("Load Refrain Demo", "Apply First Block Cache", "Cache Report")
+    frontend.remove("Load Refrain Demo", "Apply First Block Cache", "RefrainCacheReport")
 
     for title in ("Load Refrain Demo", cache, REPORTING):
         frontend.add_from_search(title)

@@ -250,7 +250,7 @@ SENTENCES = [
     FirstBlockCache(start_percent=0.98).obstacle(Schedule([1.0, 0.5, 0.0])),
     PyramidAttentionBroadcast(spatial_attention_timestep_skip_end=101).obstacle(Schedule([1.0, 0.5, 0.0])),
     NEVER,
-    "no step changed by less than the threshold 0.12",
+    "no step changed by less than the threshold 0.12; with only 8 steps each one changes much",
     *warnings_of([], "", 3 * 2**30, None),
     FEW,
     f"{FEW}; {FasterCache().why_resting(FOUR_STEPS)}",
