@@ -30,7 +30,7 @@ LINKED: dict[str, tuple[Callable[[Any], bool], str]] = {  # how each is told, an
     "VAE": (lambda value: hasattr(value, "decode"), "the vae output of a loader"),
     "LATENT": (_is_latent, "the output of a sampler or of an empty latent"),
     "CONDITIONING": (_is_conditioning, "the output of a text encoder"),
-    "REFRAIN_SETTINGS": (_is_settings, "the output 'settings for another model' of a cache node or of Cache Preset"),
+    "REFRAIN_SETTINGS": (_is_settings, "the output 'settings for another model' of a cache node or of Faster Sampling"),
 }
 
 

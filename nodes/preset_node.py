@@ -1,4 +1,4 @@
-"""Cache Preset: a strategy and its settings for the model at hand, and on whose word."""
+"""Faster Sampling: a strategy and its settings for the model at hand, and on whose word."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class CachePreset(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="RefrainCachePreset",
-            display_name="Cache Preset",
+            display_name="Faster Sampling",
             description="Makes sampling faster. Chooses a cache and its settings by the kind of model and the number "
             "of steps, and says why: measured here, published by others, or a cautious choice. Connect it last, right "
             "before the sampler.",

@@ -23,7 +23,7 @@ class CacheReport(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="RefrainCacheReport",
-            display_name="Cache Report",
+            display_name="What Was Skipped (Cache Report)",
             description="Shows which model calls were computed, reused or forecast in the run that made these samples, "
             "why, how long they took and how much faster the run was.",
             inputs=[io.Latent.Input("samples", tooltip="The sampler's output; it is passed on unchanged.")],

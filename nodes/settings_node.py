@@ -15,7 +15,7 @@ from .inputs import check_inputs
 
 SETTINGS = io.Custom("REFRAIN_SETTINGS")  # a tuple of strategies
 SETTINGS_NAME = "settings for another model"
-FROM = f"From the output '{SETTINGS_NAME}' of a cache node or of Cache Preset."
+FROM = f"From the output '{SETTINGS_NAME}' of a cache node or of Faster Sampling."
 SETTINGS_TOOLTIP = (
     "For Apply Cache Settings: makes another model faster in the same way, such as the second one of Wan 2.2."
 )

@@ -15,14 +15,14 @@ NOTHING = (
 BYPASSED = 'No cached sampling run made these samples: "{title}" is bypassed or muted.'
 DECLINED = (
     "No cached sampling run made these samples: {title} handed the model on without a cache. "
-    "The text in Cache Preset says why."
+    "The text in Faster Sampling says why."
 )
 LACKING = "No cached sampling run made these samples: {}."
 UNKNOWN = (
     'The run that made these samples is not known, though "{title}" is connected. Either its sampler is not one of '
     "ComfyUI's, or the run is too long ago: those of the last {most} are kept."
 )
-CHOSEN = {"RefrainCachePreset": "Cache Preset", "RefrainApplySettings": "Apply Cache Settings"}
+CHOSEN = {"RefrainCachePreset": "Faster Sampling", "RefrainApplySettings": "Apply Cache Settings"}
 STRATEGIES = {f"Refrain{strategy.__name__}": f"Apply {strategy.title}" for strategy in all_strategies()}
 CACHES = CHOSEN | STRATEGIES
 LEFT_OUT = (2, 4)  # the browser's modes of a node: muted, bypassed

@@ -73,9 +73,6 @@ def warnings_of(calls: Sequence[CallRecord], why: str, bytes_held: int, speed_up
     reused = sum(call.action != "computed" for call in calls)
     if why:
         advice = [in_one_line(each) for each in thresholds_to_try(calls)[:1]]
-        steps = len({call.evaluation for call in calls})
-        if why.startswith(UNCHANGED) and steps <= MOST_FEW:
-            why += f"; with only {counted(steps, 'step')} each one changes much"
         warnings.append(". ".join([f"0 reused: {why}", *advice]) + ".")
     if reused > len(calls) / 5 and speed_up is not None and speed_up < HARDLY:
         warnings.append(
@@ -101,7 +98,9 @@ def why_nothing(calls: Sequence[CallRecord], obstacles: Sequence[str], notes: Se
         return "; ".join(obstacles)
     measured = _measured(calls)
     if measured and min(call.measure for call in measured) >= measured[-1].threshold:
-        return f"{UNCHANGED} {measured[-1].threshold:g}"
+        steps = len({call.evaluation for call in calls})
+        few = f"; with only {counted(steps, 'step')} each one changes much" if steps <= MOST_FEW else ""
+        return f"{UNCHANGED} {measured[-1].threshold:g}{few}"
     telling = [call.reason for call in calls if call.reason not in SILENT]
     return (telling or ["; ".join(notes) or "nothing is cached in this model"])[-1]
 

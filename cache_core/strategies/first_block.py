@@ -7,7 +7,7 @@ from math import sqrt
 
 from torch import Tensor
 
-from ..strategy.few_steps import CHOICES, DRAFT
+from ..strategy.few_steps import CHOICES, DRAFT, MOST_FEW, USUAL
 from ..strategy.forecast import History, safe_weights, safe_weights_on_device
 from ..strategy.repairing import repair
 from ..strategy.setting import setting, sizes
@@ -40,7 +40,8 @@ class FirstBlockCache(Strategy):
     they were in the last computed call; that is `max_order=0`. By default they are expected on a straight line along
     sigma through the last two, and the test asks how far the first block is off that line. Over reused calls in a row
     this adds up. It counts more in a step that goes a long way in sigma (by the square root of its length, measured
-    best at flow shifts 1 to 6; on an even schedule all count alike). A batch is as far off as its worst row; with
+    best at flow shifts 1 to 6; on an even schedule all count alike), and in a run of few steps by as much as
+    these go further than those of a usual run. A batch is as far off as its worst row; with
     `guard`, which is ours, as its sound or its worst frame where these are further off. Holds
     `max_order + 1` times what the skipped blocks add: streams * tokens * channels * bytes * branches.
     """
@@ -81,7 +82,8 @@ class FirstBlockCache(Strategy):
             return relative_change(tested[0], expected[0], call.total)
 
         changed = call.measured(change)
-        drift = state.drift + changed * sqrt(abs(call.step.length)) if self.adds_up else changed
+        far = sqrt(abs(call.step.length)) * call.schedule.how_far(MOST_FEW, USUAL)
+        drift = state.drift + changed * far if self.adds_up else changed
         call.measure, call.threshold = drift, self.residual_diff_threshold
         if not call.schedule.is_within(call.step, self.start_percent, self.end_percent):
             call.reason = "outside start_percent to end_percent"

@@ -9,6 +9,7 @@ from .step import Schedule
 
 MOST_FEW = 8  # at 4 and 6 steps what goes by the schedule gave the demo 11 to 25 dB, 3 plain steps 32
 OTHER_SPACING = 1.5  # how many times as many steps a scheduler may put into a part of the noise range as an even one
+USUAL = 20  # steps of the runs in which thresholds were measured
 CHOICES = COMPUTE_ALL, DRAFT = ("compute all", "draft")
 
 
@@ -44,8 +45,8 @@ def why_few(title: str, schedule: Schedule, is_chosen: bool) -> str:
     `is_chosen`: users can set `few_steps` on the node.
     """
     steps = counted(schedule.expected_count or 0, "step")
-    todo = "set few_steps to 'draft' on" if is_chosen else "use"
+    todo = f"set few_steps to 'draft' on Apply {title}" if is_chosen else f"use Apply {title} with a higher threshold"
     return (
         f"with only {steps} each one changes so much that skipping it would show, so all were computed. To skip some "
-        f"all the same, {todo} Apply {title}"
+        f"all the same, {todo}"
     )

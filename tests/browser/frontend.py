@@ -33,10 +33,10 @@ def example(name: str, steps: int = 20) -> dict[str, Any]:
 
 
 def with_preset() -> dict[str, Any]:
-    """An example workflow, with Cache Preset in place of its cache."""
+    """An example workflow, with Faster Sampling in place of its cache."""
     workflow = example("first_block_cache")
     (cache,) = [node for node in workflow["nodes"] if node["type"] == "RefrainFirstBlockCache"]
-    cache.update(type="RefrainCachePreset", title="Cache Preset", widgets_values=["balanced", 20], size=[380, 360])
+    cache.update(type="RefrainCachePreset", title="Faster Sampling", widgets_values=["balanced", 20], size=[380, 360])
     cache["inputs"] = [slot for slot in cache["inputs"] if slot["name"] == "model"]
     return workflow
 

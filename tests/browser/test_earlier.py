@@ -107,7 +107,7 @@ def test_after_a_cancel_the_strip_shows_what_was_done_and_the_report_is_old(ran)
 
 
 def test_a_bypassed_report_is_old_and_the_strip_is_not(ran):
-    ran.in_page("setMode", "Cache Report", "bypassed")
+    ran.in_page("setMode", "RefrainCacheReport", "bypassed")
     ran.in_page("setWidget", "KSampler", "steps", 12)
 
     ran.queue()
@@ -118,7 +118,7 @@ def test_a_bypassed_report_is_old_and_the_strip_is_not(ran):
 
 
 def test_a_preset_that_declines_leaves_an_old_strip_and_says_why(chosen):
-    chosen.in_page("setWidget", "Cache Preset", "steps", 8)
+    chosen.in_page("setWidget", "Faster Sampling", "steps", 8)
     chosen.in_page("setWidget", "KSampler", "steps", 8)
 
     chosen.queue()
@@ -127,12 +127,12 @@ def test_a_preset_that_declines_leaves_an_old_strip_and_says_why(chosen):
     chosen.wait_until("shows", CHOICE, "8 steps")
     assert chosen.numbers(CHOICE)["state"] == "finished"
     chosen.wait_for(REPORT, state="none")
-    assert "Cache Preset handed the model on without a cache" in chosen.page.inner_text(REPORT)
+    assert "Faster Sampling handed the model on without a cache" in chosen.page.inner_text(REPORT)
     chosen.take_picture("declined")
 
 
 def test_the_choice_of_a_bypassed_preset_is_old(chosen):
-    chosen.in_page("setMode", "Cache Preset", "bypassed")
+    chosen.in_page("setMode", "Faster Sampling", "bypassed")
 
     chosen.queue()
 
@@ -148,12 +148,12 @@ def test_settings_gone_back_to_show_the_run_that_made_these_samples(tab):
         frontend.queue()
         frontend.wait_for(REPORT, state="finished")
         first, said = frontend.numbers(TIMELINE), frontend.page.inner_text(CHOICE)
-        frontend.in_page("setWidget", "Cache Preset", "quality", "visually identical")
+        frontend.in_page("setWidget", "Faster Sampling", "quality", "visually identical")
         frontend.queue()
         frontend.wait_until("shows", CHOICE, "visually identical")
         frontend.wait_for(TIMELINE, state="finished")
 
-        frontend.in_page("setWidget", "Cache Preset", "quality", "balanced")
+        frontend.in_page("setWidget", "Faster Sampling", "quality", "balanced")
         frontend.queue()
 
         frontend.wait_until("shows", CHOICE, said)

@@ -93,7 +93,7 @@ def comparison(frontend):
     frontend.connect("Negative", "CONDITIONING", COMPARE, "negative")
     frontend.connect("Empty Latent", "LATENT", COMPARE, "latent_image")
     frontend.connect("Load Refrain Demo", "vae", COMPARE, "vae")
-    frontend.remove("KSampler", "Cache Report", "VAE Decode", "Enlarge to see it", "Preview Image", "What to try")
+    frontend.remove("KSampler", "RefrainCacheReport", "VAE Decode", "Enlarge to see it", "Preview Image", "What to try")
 
 
 def test_a_comparison_put_together_by_hand_shows_its_picture(frontend, server, comparison):

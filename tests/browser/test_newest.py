@@ -26,4 +26,4 @@ def test_the_newest_frontend_shows_the_run_too(page, newest, renderer, name):
 
 
 def test_the_newest_frontend_finds_cache_preset_first(page):
-    assert found(page, "speed up")[0].startswith("Cache Preset")
+    assert found(page, "speed up")[0].startswith("Faster Sampling")

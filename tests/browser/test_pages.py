@@ -135,23 +135,24 @@ CACHES = [
     "Apply TaylorSeer Cache",
     "Apply Pyramid Attention Broadcast",
     "Apply FasterCache",
-    "Cache Preset",
+    "Faster Sampling",
 ]
+REPORTING = "What Was Skipped (Cache Report)"
 
 
 @pytest.mark.parametrize("cache", CACHES)
 def test_nodes_added_from_the_search_and_connected_show_their_run(frontend, server, cache):
     frontend.load(example("first_block_cache"))
-    frontend.remove("Load Refrain Demo", "Apply First Block Cache", "Cache Report")
+    frontend.remove("Load Refrain Demo", "Apply First Block Cache", "RefrainCacheReport")
 
-    for title in ("Load Refrain Demo", cache, "Cache Report"):
+    for title in ("Load Refrain Demo", cache, REPORTING):
         frontend.add_from_search(title)
     frontend.connect("Load Refrain Demo", "clip", "Positive", "clip")
     frontend.connect("Load Refrain Demo", "clip", "Negative", "clip")
     frontend.connect("Load Refrain Demo", "model", cache, "model")
     frontend.connect(cache, "model", "KSampler", "model")
-    frontend.connect("KSampler", "LATENT", "Cache Report", "samples")
-    frontend.connect("Cache Report", "samples", "VAE Decode", "samples")
+    frontend.connect("KSampler", "LATENT", REPORTING, "samples")
+    frontend.connect(REPORTING, "samples", "VAE Decode", "samples")
     frontend.connect("Load Refrain Demo", "vae", "VAE Decode", "vae")
     prompt_id = frontend.queue()
 

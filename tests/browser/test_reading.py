@@ -82,7 +82,7 @@ def test_a_bar_pointed_at_says_what_it_was(shown, renderer, theme, call, view):
     shown.page.hover(place, force=True)
 
     told = shown.page.inner_text(f"{view} .refrain-told")
-    shown.take_picture(f"pointed at {renderer} {theme}")
+    shown.take_picture(f"pointed at {view.removeprefix('.refrain-')} {renderer} {theme}")
     assert says_all(told, expected)
     shown.page.mouse.move(800, 850)
     assert shown.page.inner_text(f"{view} .refrain-told") == ""

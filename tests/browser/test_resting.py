@@ -4,6 +4,7 @@ import pytest
 from frontend import TIMELINE, example
 
 FIRST, SECOND = "Apply First Block Cache", "Apply Pyramid Attention Broadcast"
+PRESET = "Faster Sampling"
 CLOSED = {"spatial_attention_timestep_skip_start": 800, "spatial_attention_timestep_skip_end": 100}
 LINES = "view => [...document.querySelectorAll(view)].map((each) => each.textContent)"
 HEIGHTS = "view => ['scrollHeight', 'clientHeight'].map((name) => document.querySelector(view)[name])"
@@ -52,11 +53,11 @@ def test_of_two_caches_each_tells_its_own(frontend, two_caches):
 
 def test_a_preset_says_why_few_steps_are_all_computed(frontend, renderer):
     frontend.load(example("first_block_cache", steps=6))
-    frontend.add_from_search("Cache Preset")
+    frontend.add_from_search(PRESET)
     frontend.remove(FIRST)
-    frontend.connect("Load Refrain Demo", "model", "Cache Preset", "model")
-    frontend.connect("Cache Preset", "model", "KSampler", "model")
-    assert frontend.in_page("widgets", "Cache Preset")["steps"] == 0
+    frontend.connect("Load Refrain Demo", "model", PRESET, "model")
+    frontend.connect(PRESET, "model", "KSampler", "model")
+    assert frontend.in_page("widgets", PRESET)["steps"] == 0
     frontend.queue()
 
     shown = frontend.wait_for(TIMELINE, state="finished")

@@ -7,7 +7,7 @@ from history import counts, reported, skipped
 
 @pytest.fixture
 def preset(frontend):
-    """A workflow whose Cache Preset has run once: it has all three kinds of views."""
+    """A workflow whose Faster Sampling has run once: it has all three kinds of views."""
     frontend.load(with_preset())
     frontend.queue()
     frontend.wait_for(REPORT, state="finished")
@@ -26,7 +26,7 @@ def test_what_was_shown_stays_and_the_next_run_is_shown(preset, server, keys):
     assert counts(shown) == counts(preset.wait_for(REPORT, state="finished")) == counts(before)
     assert preset.page.inner_text(CHOICE) == said
 
-    preset.in_page("setWidget", "Cache Preset", "quality", "visually identical")
+    preset.in_page("setWidget", "Faster Sampling", "quality", "visually identical")
     totals = reported(server, preset.queue())["totals"]
     assert skipped(totals) > 0 and counts(totals) != counts(before)
     preset.wait_until("shows", CHOICE, "visually identical")

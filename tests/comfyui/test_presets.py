@@ -1,4 +1,4 @@
-"""Cache Preset and Apply Cache Settings: what is chosen for real models, what it does, and that runs stay apart."""
+"""Faster Sampling and Apply Cache Settings: what is chosen for real models, what it does, and that runs stay apart."""
 
 from __future__ import annotations
 

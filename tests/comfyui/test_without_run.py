@@ -44,7 +44,7 @@ INSIDE = {"subgraphs": [{"id": "wrapped", "nodes": [node(4)]}]}
     [
         ({"nodes": [node(4)]}, "Apply First Block Cache"),
         ({"nodes": [node(2, title="my cache")]}, "my cache"),
-        ({"nodes": [node(4, PRESET)]}, "Cache Preset"),
+        ({"nodes": [node(4, PRESET)]}, "Faster Sampling"),
         ({"nodes": [node(4, "RefrainTaylorSeerCache")]}, "Apply TaylorSeer Cache"),
         ({"nodes": [node(4, "wrapped", title="Sampling")], "definitions": SUBGRAPH}, "Sampling"),
         ({"nodes": [node(0, "wrapped")], "definitions": INSIDE}, "Apply First Block Cache"),
@@ -72,7 +72,7 @@ def test_where_no_cache_is_left_out_it_says_what_to_connect(server, unclear):
     assert CONNECT in summary_of(server, bypassed(6000), unclear)
 
 
-@pytest.mark.parametrize("cache", ["Cache Preset", "Apply Cache Settings"])
+@pytest.mark.parametrize("cache", ["Faster Sampling", "Apply Cache Settings"])
 def test_a_cache_node_that_declined_is_not_one_to_connect(server, cache):
     prompt = set_inputs(workflow("first_block_cache"), "KSampler", steps=8, seed=7000)
     prompt["2"] = PRESET_NODE

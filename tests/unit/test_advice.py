@@ -113,7 +113,11 @@ DRAFT = dict(few_steps="draft")
             12,
             "0 reused: start_percent 0.6 is after end_percent 0.5: lower the one or raise the other.",
         ),
-        (FirstBlockCache(few_steps="compute all"), 6, "To skip some all the same, use Apply First Block Cache."),
+        (
+            FirstBlockCache(few_steps="compute all"),
+            6,
+            "To skip some all the same, use Apply First Block Cache with a higher threshold.",
+        ),
         (
             FirstBlockCache(start_percent=0.98),
             6,
@@ -159,6 +163,7 @@ def test_a_run_of_few_steps_is_not_told_to_raise_the_threshold(toy):
     (warning,), (other,) = (sampling.report.as_dict()["warnings"] for sampling in (few, more))
     assert warning.endswith("threshold 1e-06; with only 8 steps each one changes much.") and "Threshold" in other
     assert few.report.as_dict()["advice"] == []
+    assert few.report.as_dict()["why_nothing"] in warning  # so the strip says it too
 
 
 def test_a_run_that_reused_has_no_such_warning(toy):

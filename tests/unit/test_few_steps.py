@@ -10,7 +10,7 @@ from cache_core.strategies.first_block import FirstBlockCache
 from cache_core.strategies.pyramid_attention import PyramidAttentionBroadcast
 from cache_core.strategies.taylorseer import TaylorSeerCache
 from cache_core.strategy import MOST_FEW, OpenSchedule, Schedule, schedule_of
-from cache_core.strategy.few_steps import are_few
+from cache_core.strategy.few_steps import USUAL, are_few
 
 RUNS = {  # sigmas, and whether these are few steps
     "8 steps": (sigmas_of(8), True),
@@ -34,6 +34,21 @@ def scheduled(sigmas):
 def test_few_steps_are_known_also_where_a_list_is_a_part_of_a_longer_run(run):
     sigmas, expected = RUNS[run]
     assert are_few(scheduled(sigmas)) is expected
+
+
+def test_a_step_of_a_short_run_counts_by_how_far_it_goes_and_one_of_a_longer_run_as_ever():
+    """A run of 20 steps over the whole range of noise is the measure."""
+
+    def how_far(schedule):
+        return schedule.how_far(MOST_FEW, USUAL)
+
+    far = {run: how_far(scheduled(sigmas)) for run, (sigmas, _) in RUNS.items()}
+    assert far["8 steps"] == far["8 shifted steps"] == far["the first 4 of 8"] == pytest.approx(20 / 8)
+    assert far["one step"] == 20
+    assert far["the last 7 of 20"] == pytest.approx(1)
+    assert {far[run] for run, (_, few) in RUNS.items() if not few} == {1}
+    assert how_far(scheduled([sigma / 10 for sigma in sigmas_of(8)])) == 1  # these go less far than one of 20
+    assert how_far(schedule_of([1.0, 0.8, 0.9, 0.5, 0.2, 0.0])) == 4 and how_far(OpenSchedule()) == 1
 
 
 def test_of_a_list_that_turns_round_the_length_is_known_and_of_an_unknown_one_it_is_not():

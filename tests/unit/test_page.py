@@ -244,13 +244,13 @@ SENTENCES = [
     FirstBlockCache(start_percent=0.9, end_percent=0.5).contradiction,
     PyramidAttentionBroadcast(**CLOSED).contradiction,
     FirstBlockCache(few_steps="compute all").why_resting(FOUR_STEPS),
-    "the cache was chosen for 20 steps, but this run has 4 steps: set steps to 0 on Cache Preset to take them from the "
-    "run",
+    "the cache was chosen for 20 steps, but this run has 4 steps: set steps to 0 on Faster Sampling to take them from "
+    "the run",
     TaylorSeerCache(disable_cache_before_step=8).obstacle(Schedule([8.0, 7, 6, 5, 4, 3, 2, 1, 0])),
     FirstBlockCache(start_percent=0.98).obstacle(Schedule([1.0, 0.5, 0.0])),
     PyramidAttentionBroadcast(spatial_attention_timestep_skip_end=101).obstacle(Schedule([1.0, 0.5, 0.0])),
     NEVER,
-    "no step changed by less than the threshold 0.12",
+    "no step changed by less than the threshold 0.12; with only 8 steps each one changes much",
     *warnings_of([], "", 3 * 2**30, None),
     FEW,
     f"{FEW}; {FasterCache().why_resting(FOUR_STEPS)}",

@@ -56,11 +56,12 @@ const ENGLISH = {
   told_threshold: "no step changed by less than the threshold {threshold}",
   told_memory: "The cache held {size} GiB. Where memory is short, choose a level that holds less, such as the model's output.",
   told_few_steps: "with only {steps} steps each one changes so much that skipping it would show, so all were computed. To skip some all the same, set few_steps to 'draft' on Apply {title}",
-  told_steps: "the cache was chosen for {expected} steps, but this run has {steps} steps: set steps to 0 on Cache Preset to take them from the run",
+  told_steps: "the cache was chosen for {expected} steps, but this run has {steps} steps: set steps to 0 on Faster Sampling to take them from the run",
   told_between: "disable_cache_before_step {before} and disable_cache_after_step {after} leave no step. Raise the latter, or set it to -1 (never)",
   told_closed: "{first} {low} is not below {second} {high}: set start to the lower one",
   told_percents: "start_percent {start} is after end_percent {end}: lower the one or raise the other",
-  told_few_at_all: "with only {steps} steps each one changes so much that skipping it would show, so all were computed. To skip some all the same, use Apply {title}",
+  told_few_changes: "with only {steps} steps each one changes much",
+  told_few_at_all: "with only {steps} steps each one changes so much that skipping it would show, so all were computed. To skip some all the same, use Apply {title} with a higher threshold",
   told_rests: "{title} skipped nothing: {why}",
   told_dropped: "memory ran out, so what was kept is dropped, and {title} computes everything from here on",
   told_fit: "{title}: {fit} of {of} {sites} fit in {size} GiB (memory_limit_gb); the others always run",
@@ -80,7 +81,7 @@ const ENGLISH = {
   told_no_negative: "where cfg is 1, or with a distilled model, the negative prompt is not run, so there is none to skip",
   told_earlier: "These samples were made by an earlier prompt with the same result; this is the report of that run.",
   told_bypassed: "No cached sampling run made these samples: \"{title}\" is bypassed or muted.",
-  told_declined: "No cached sampling run made these samples: {title} handed the model on without a cache. The text in Cache Preset says why.",
+  told_declined: "No cached sampling run made these samples: {title} handed the model on without a cache. The text in Faster Sampling says why.",
   told_none: "No cached sampling run made these samples. Connect a Refrain cache node between the model and the sampler, and this node's samples input to the sampler.",
 };
 

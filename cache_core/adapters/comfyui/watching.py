@@ -30,7 +30,7 @@ NOT_CALLED = (
     "no model call was seen, so nothing is reused: the model is called in a way that docs/seams.md does not have"
 )
 OTHER_STEPS = (
-    "the cache was chosen for {}, but this run has {}: set steps to 0 on Cache Preset to take them from the run"
+    "the cache was chosen for {}, but this run has {}: set steps to 0 on Faster Sampling to take them from the run"
 )
 
 
