@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from cache_core.demo.sampling import Velocity
 
-MUON_RATE, ADAM_RATE = 3e-3, 1.5e-3
 TEXT_DROPOUT = 0.12  # these teach the empty prompt, which guidance needs
 AVERAGE_DECAY = 0.995
 WARM_UP = 60  # steps
@@ -31,14 +30,14 @@ def start(transformer: nn.Module) -> None:
 class Learner:
     """The float32 weights of a transformer, which learn in place, the copy that computes, and their running average."""
 
-    def __init__(self, transformer: nn.Module, bfloat16: bool = False) -> None:
+    def __init__(self, transformer: nn.Module, *, muon_rate: float, adam_rate: float, bfloat16: bool = False) -> None:
         self.worker = copy.deepcopy(transformer)
         if bfloat16:
             for weight in self.worker.parameters():
                 weight.data = weight.data.bfloat16()
         self.weights, self.worker_weights = list(transformer.parameters()), list(self.worker.parameters())
         self.average = {name: weight.detach().clone() for name, weight in transformer.named_parameters()}
-        self.optimizers = _optimizers(transformer)
+        self.optimizers = _optimizers(transformer, muon_rate, adam_rate)
         self.steps = 0
 
     def learn(self, loss_of: Callable[[nn.Module], Tensor], progress: float) -> float:
@@ -107,15 +106,15 @@ def _start_spread(name: str, inputs: int) -> float:
     return (0.7 if writes_to_residual else 1.0) / math.sqrt(inputs)
 
 
-def _optimizers(transformer: nn.Module) -> list[torch.optim.Optimizer]:
+def _optimizers(transformer: nn.Module, muon_rate: float, adam_rate: float) -> list[torch.optim.Optimizer]:
     """Muon for the matrices of the blocks, AdamW for everything else (modulations, embeddings, biases, norms)."""
     matrices, others = [], []
     for name, weight in transformer.named_parameters():
         in_block = "blocks." in name and weight.ndim == 2 and "norm" not in name
         (matrices if in_block else others).append(weight)
     return [
-        torch.optim.Muon(matrices, lr=MUON_RATE, momentum=0.95, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(others, lr=ADAM_RATE, betas=(0.9, 0.98), weight_decay=0.0),
+        torch.optim.Muon(matrices, lr=muon_rate, momentum=0.95, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, lr=adam_rate, betas=(0.9, 0.98), weight_decay=0.0),
     ]
 
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from diffusers import FluxTransformer2DModel
 
 BATCH = 64
+MUON_RATE, ADAM_RATE = 3e-3, 1.5e-3
 
 
 def new_transformer() -> FluxTransformer2DModel:
@@ -37,7 +38,7 @@ def new_transformer() -> FluxTransformer2DModel:
 
 def train(transformer: FluxTransformer2DModel, pool: Pool, seconds: float, bfloat16: bool = False) -> dict[str, Tensor]:
     """Trains the float32 weights in place; returns the running average of the weights."""
-    learner = Learner(transformer, bfloat16)
+    learner = Learner(transformer, muon_rate=MUON_RATE, adam_rate=ADAM_RATE, bfloat16=bfloat16)
     tokens, pooled = encode_prompts(pool.prompts)
     batches = shuffled(len(pool.prompts), BATCH)
     with LossLog("flux") as log:

@@ -8,6 +8,7 @@ Killed and started again, it goes on where it last saved, with the losses it wou
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import random
 from functools import partial
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from einops import rearrange
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from cache_core.demo import motion, wan
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
 
 
 class Stage(NamedTuple):
-    """What is trained on until this progress. About 2,600 tokens a step: (size / 16) ** 2 a frame."""
+    """What is trained on until this progress. A frame has (size / 16) ** 2 tokens, a step about 1,500."""
 
     until: float
     size: int
@@ -39,14 +41,15 @@ class Stage(NamedTuple):
     lean: float  # of the sigmas: larger and longer videos show through more noise
 
 
-STAGES = (Stage(0.5, 64, 5, 32, 0.8), Stage(0.7, 96, 5, 14, 1.0), Stage(1.0, 96, 15, 5, 1.3))
+STAGES = (Stage(0.5, 64, 5, 16, 0.8), Stage(0.7, 96, 5, 8, 1.0), Stage(1.0, 96, 15, 3, 1.3))
+MUON_RATE, ADAM_RATE = 12e-3, 3e-3
 SAVED_EVERY, MEASURED_EVERY = 180.0, 600.0  # seconds
 MEASURED = 24  # videos
 SAMPLING_STEPS, SHIFT = 16, 3.0
 
 
 def new_transformer(**changed: int) -> WanTransformer3DModel:
-    """An untrained transformer; `changed` is of its configuration."""
+    """An untrained transformer."""
     from diffusers import WanTransformer3DModel
 
     transformer = WanTransformer3DModel.from_config(wan.TRANSFORMER_CONFIG | changed)
@@ -54,9 +57,13 @@ def new_transformer(**changed: int) -> WanTransformer3DModel:
     return transformer
 
 
+def new_learner(bfloat16: bool = False, **changed: int) -> Learner:
+    """What learns an untrained transformer; `changed` is of its configuration."""
+    return Learner(new_transformer(**changed), muon_rate=MUON_RATE, adam_rate=ADAM_RATE, bfloat16=bfloat16)
+
+
 def take_step(learner: Learner, steps: int, stages: tuple[Stage, ...] = STAGES, seed: int = 0) -> float:
-    """The next of so many training steps, on new videos; returns its loss. All that is random in it follows from the
-    seed and the number of the step."""
+    """The next of so many training steps, on new videos; returns its loss. The seed and the step's number say which."""
     stage = stage_of(learner.steps / steps, stages)
     chance = random.Random(f"{seed} {learner.steps}")
     generator = torch.Generator().manual_seed(chance.getrandbits(60))
@@ -97,6 +104,23 @@ def save(learner: Learner, path: Path) -> None:
     os.replace(written, path)
 
 
+def export(average: dict[str, Tensor], path: Path) -> None:
+    """Writes float16 weights under Wan's own names, which ComfyUI's UNETLoader reads, and `load`."""
+    config = json.dumps({"transformer": wan.COMFYUI_CONFIG})
+    stored = {wan.wans_key(key): weight.half().contiguous() for key, weight in average.items()}
+    save_file(stored, path, metadata={"format": "pt", "config": config})
+
+
+def load(path: Path) -> WanTransformer3DModel:
+    """The exported transformer in float32, ready to predict."""
+    from diffusers import WanTransformer3DModel
+
+    stored = load_file(path)
+    transformer = WanTransformer3DModel.from_config(wan.TRANSFORMER_CONFIG)
+    transformer.load_state_dict({key: stored[wan.wans_key(key)].float() for key in transformer.state_dict()})
+    return transformer.eval().requires_grad_(False)
+
+
 def _draw(videos: Tensor, path: Path) -> None:
     from PIL import Image
 
@@ -112,7 +136,7 @@ def main() -> None:
     parser.add_argument("--bfloat16", action="store_true", help="faster, on processors with bfloat16 units only")
     arguments = parser.parse_args()
     torch.manual_seed(arguments.seed)
-    learner = Learner(new_transformer(), arguments.bfloat16)
+    learner = new_learner(arguments.bfloat16)
     checkpoint, picture = arguments.out.with_suffix(".checkpoint"), arguments.out.with_suffix(".png")
     if checkpoint.exists():
         learner.go_on_from(torch.load(checkpoint))
@@ -126,7 +150,7 @@ def main() -> None:
             if next(to_measure) or done:
                 shares = measure(learner, stage_of(learner.steps / arguments.steps), picture)
                 print("right:", ", ".join(f"{part} {share:.0%}" for part, share in shares.items()), flush=True)
-    wan.save_transformer(learner.average, arguments.out)
+    export(learner.average, arguments.out)
 
 
 if __name__ == "__main__":

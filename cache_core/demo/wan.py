@@ -6,13 +6,10 @@ There they are the pictures' latents, frame by frame: the demo's VAE decodes the
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from einops import rearrange
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from . import codec, words
@@ -74,23 +71,6 @@ def wans_key(key: str) -> str:
     for diffusers_name, name in _WANS_NAMES.items():
         key = key.replace(f".{diffusers_name}.", f".{name}.")
     return key.strip(".")
-
-
-def save_transformer(weights: dict[str, Tensor], path: Path) -> None:
-    """Writes float16 weights, given under diffusers' names, as a file for ComfyUI's UNETLoader and load_transformer."""
-    stored = {wans_key(key): weight.half().contiguous() for key, weight in weights.items()}
-    save_file(stored, path, metadata={"format": "pt", "config": json.dumps({"transformer": COMFYUI_CONFIG})})
-
-
-def load_transformer(path: Path, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> nn.Module:
-    """The transformer as diffusers' WanTransformer3DModel, ready to predict."""
-    from diffusers import WanTransformer3DModel
-
-    stored = load_file(path, device=str(device))
-    transformer = WanTransformer3DModel.from_config(TRANSFORMER_CONFIG).to(device)
-    weights = {key: stored[wans_key(key)].to(dtype) for key in transformer.state_dict()}
-    transformer.load_state_dict(weights, assign=True)
-    return transformer.eval().requires_grad_(False)
 
 
 def encode(videos: Tensor) -> Tensor:

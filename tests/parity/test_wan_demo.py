@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from cache_core.compare.quality import psnr
 from cache_core.demo import VAE_WEIGHTS, motion, sampling, wan
 from cache_core.demo.server import find_comfyui
+from training import wan as training
 
 WORKER = Path(__file__).with_name("comfyui_worker.py")
 
@@ -26,7 +27,7 @@ def file(tmp_path_factory):
     transformer = WanTransformer3DModel.from_config(wan.TRANSFORMER_CONFIG)
     weights = {key: weight + 0.05 * torch.randn_like(weight) for key, weight in transformer.state_dict().items()}
     path = tmp_path_factory.mktemp("wan") / "wan.safetensors"
-    wan.save_transformer(weights, path)
+    training.export(weights, path)
     return path
 
 
@@ -59,7 +60,7 @@ def test_comfyui_takes_it_for_a_wan_and_predicts_and_decodes_the_same(file, tmp_
         assert stored.metadata()["class"] == "WAN21"
     result = load_file(tmp_path / "result")
 
-    velocity = wan.velocity(wan.load_transformer(file), latent, sigmas, tokens, pooled)
+    velocity = wan.velocity(training.load(file), latent, sigmas, tokens, pooled)
     torch.testing.assert_close(result["velocity"], velocity, atol=1e-4, rtol=0)
     assert velocity.std() > 0.5
     pictures = result["pictures"].movedim(-1, 1)  # (clips * frames, 3, 64, 64)

@@ -5,7 +5,6 @@ import torch
 
 pytest.importorskip("diffusers", reason="training is of diffusers' transformers, which a user may not have")
 from training import wan as training
-from training.flow import Learner
 
 SMALL = (training.Stage(0.6, 32, 2, 2, 0.8), training.Stage(1.0, 64, 3, 1, 1.0))
 
@@ -18,7 +17,7 @@ def gradients():
 
 def new_learner():
     torch.manual_seed(0)
-    return Learner(training.new_transformer(num_layers=1, ffn_dim=64))
+    return training.new_learner(num_layers=1, ffn_dim=64)
 
 
 def losses(learner, until):
@@ -50,7 +49,7 @@ def test_a_few_steps_lower_the_loss():
 
 
 def test_an_untrained_transformer_makes_videos_that_can_be_measured(tmp_path):
-    learner = Learner(training.new_transformer())
+    learner = training.new_learner()
     shares = training.measure(learner, training.Stage(1.0, 32, 2, 1, 1.0), tmp_path / "seen.png")
     assert shares["all"] == 0
     assert (tmp_path / "seen.png").stat().st_size > 0
