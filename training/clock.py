@@ -15,13 +15,23 @@ def until(seconds: float) -> Iterator[float]:
         yield progress
 
 
+def every(seconds: float) -> Iterator[bool]:
+    """Asked again and again: whether so many seconds are over since it last said yes."""
+    said_at = time.monotonic()
+    while True:
+        is_due = time.monotonic() - said_at >= seconds
+        if is_due:
+            said_at = time.monotonic()
+        yield is_due
+
+
 class LossLog:
     """Prints the mean of a loss every few seconds, and of what is left at the end."""
 
-    def __init__(self, name: str, seconds: float = 5.0) -> None:
+    def __init__(self, name: str, seconds: float = 5.0, steps: int = 0) -> None:
         self.name = name
         self.seconds = seconds
-        self.steps = 0
+        self.steps = steps  # taken before, by a run that this one goes on from
         self.unprinted: list[float] = []
         self.printed_at = time.monotonic()
 

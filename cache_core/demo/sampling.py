@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from . import FLUX_WEIGHTS, words
 
+Velocity = Callable[[nn.Module, Tensor, Tensor, Tensor, Tensor], Tensor]
 Predict = Callable[[Tensor, float], Tensor]
 CallContext = Callable[[str], AbstractContextManager]
 
@@ -71,45 +72,6 @@ def denoise(predict: Predict, noise: Tensor, sigmas: Tensor) -> Tensor:
     return latent
 
 
-class GuidedPrediction:
-    """predict(latent, sigma) of a transformer for prompts, with classifier-free guidance.
-
-    joined calls the transformer once, on [uncond, cond] in one batch; otherwise first on uncond, then on cond.
-    A scale of 1 needs cond only. call_context(name) is entered around each call of the transformer; name is "uncond",
-    "cond", or "cond_uncond" for both in one batch, as in diffusers' pipelines.
-    """
-
-    def __init__(
-        self,
-        transformer: nn.Module,
-        prompts: Sequence[str],
-        scale: float = 3.0,
-        joined: bool = True,
-        call_context: CallContext = nullcontext,
-    ) -> None:
-        self.transformer = transformer
-        uncond, cond = encode_prompts([""] * len(prompts)), encode_prompts(prompts)
-        both = tuple(map(torch.cat, zip(uncond, cond, strict=True)))
-        self.texts = {"uncond": uncond, "cond": cond, "cond_uncond": both}
-        self.scale = scale
-        self.joined = joined
-        self.call_context = call_context
-
-    def __call__(self, latent: Tensor, sigma: float) -> Tensor:
-        if self.scale == 1.0:
-            return self._velocity(latent, sigma, "cond")
-        if self.joined:
-            uncond, cond = self._velocity(torch.cat([latent, latent]), sigma, "cond_uncond").chunk(2)
-        else:
-            uncond = self._velocity(latent, sigma, "uncond")
-            cond = self._velocity(latent, sigma, "cond")
-        return uncond + self.scale * (cond - uncond)
-
-    def _velocity(self, latent: Tensor, sigma: float, name: str) -> Tensor:
-        with self.call_context(name):
-            return velocity(self.transformer, latent, torch.full((len(latent),), sigma), *self.texts[name])
-
-
 def encode_prompts(prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
     """Tokens (batch, 8, 96) and pooled (batch, 96) of several prompts."""
     tokens, pooled = zip(*map(words.encode, prompts), strict=True)
@@ -131,6 +93,47 @@ def velocity(transformer: nn.Module, latent: Tensor, sigmas: Tensor, tokens: Ten
     )[0]
     unpacked = rearrange(packed, "batch (h w) (c p q) -> batch c (h p) (w q)", h=height, p=2, q=2)
     return unpacked.to(latent.dtype)
+
+
+class GuidedPrediction:
+    """predict(latent, sigma) of a transformer for prompts, with classifier-free guidance.
+
+    joined calls the transformer once, on [uncond, cond] in one batch; otherwise first on uncond, then on cond.
+    A scale of 1 needs cond only. call_context(name) is entered around each call of the transformer; name is "uncond",
+    "cond", or "cond_uncond" for both in one batch, as in diffusers' pipelines. velocity is one call of it.
+    """
+
+    def __init__(
+        self,
+        transformer: nn.Module,
+        prompts: Sequence[str],
+        scale: float = 3.0,
+        joined: bool = True,
+        call_context: CallContext = nullcontext,
+        velocity: Velocity = velocity,
+    ) -> None:
+        self.transformer = transformer
+        self.velocity = velocity
+        uncond, cond = encode_prompts([""] * len(prompts)), encode_prompts(prompts)
+        both = tuple(map(torch.cat, zip(uncond, cond, strict=True)))
+        self.texts = {"uncond": uncond, "cond": cond, "cond_uncond": both}
+        self.scale = scale
+        self.joined = joined
+        self.call_context = call_context
+
+    def __call__(self, latent: Tensor, sigma: float) -> Tensor:
+        if self.scale == 1.0:
+            return self._velocity(latent, sigma, "cond")
+        if self.joined:
+            uncond, cond = self._velocity(torch.cat([latent, latent]), sigma, "cond_uncond").chunk(2)
+        else:
+            uncond = self._velocity(latent, sigma, "uncond")
+            cond = self._velocity(latent, sigma, "cond")
+        return uncond + self.scale * (cond - uncond)
+
+    def _velocity(self, latent: Tensor, sigma: float, name: str) -> Tensor:
+        with self.call_context(name):
+            return self.velocity(self.transformer, latent, torch.full((len(latent),), sigma), *self.texts[name])
 
 
 def _image_ids(height: int, width: int) -> Tensor:

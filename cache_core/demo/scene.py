@@ -38,6 +38,15 @@ class Scene(NamedTuple):
     pattern: str
 
 
+class Pose(NamedTuple):
+    """Where an object is in each picture, how large and how turned; each (batch, 1, 1, 1)."""
+
+    x: Tensor
+    y: Tensor
+    radius: Tensor
+    angle: Tensor
+
+
 def random_scene(generator: random.Random) -> Scene:
     """One of the 22,400 scenes, each as likely as the others; object and background differ in colour."""
     color, background = generator.sample(list(COLORS), 2)
@@ -66,21 +75,29 @@ def render(scenes: Sequence[Scene], size: int = 64, generator: torch.Generator |
     def uniform(low: float, high: float, channels: int = 1) -> Tensor:
         return low + (high - low) * torch.rand(len(scenes), channels, 1, 1, generator=generator)
 
+    x, y = grid(size)
+    color = tinted([scene.color for scene in scenes], uniform)
+    background = tinted([scene.background for scene in scenes], uniform)
+    picture = ground([scene.pattern for scene in scenes], background, x, y, uniform)
+    pose = _pose(scenes, uniform)
+    return with_object(picture, [scene.shape for scene in scenes], color, pose, x, y).clamp(0, 1)
+
+
+def grid(size: int) -> tuple[Tensor, Tensor]:
+    """x and y, (size, size) each, of the pixels of a picture."""
     axis = (torch.arange(size) + 0.5) / size * 2 - 1
-    y, x = torch.meshgrid(axis, axis, indexing="ij")  # (size, size) each
-    color = _tinted([scene.color for scene in scenes], uniform)
-    background = _tinted([scene.background for scene in scenes], uniform)
-    picture = _ground([scene.pattern for scene in scenes], background, x, y, uniform)
-    picture = _with_object(picture, scenes, color, x, y, uniform)
-    return picture.clamp(0, 1)
+    y, x = torch.meshgrid(axis, axis, indexing="ij")
+    return x, y
 
 
-def _tinted(names: Sequence[str], uniform: Uniform) -> Tensor:
+def tinted(names: Sequence[str], uniform: Uniform) -> Tensor:
+    """Colours (batch, 3, 1, 1) close to those of these names."""
     colors = torch.tensor([COLORS[name] for name in names])[:, :, None, None]  # (batch, 3, 1, 1)
     return (colors + uniform(-0.04, 0.04, channels=3)).clamp(0, 1)
 
 
-def _ground(patterns: Sequence[str], color: Tensor, x: Tensor, y: Tensor, uniform: Uniform) -> Tensor:
+def ground(patterns: Sequence[str], color: Tensor, x: Tensor, y: Tensor, uniform: Uniform) -> Tensor:
+    """Backgrounds (batch, 3, size, size) of these patterns and colours."""
     angle = uniform(-0.25, 0.25) + math.pi / 4 * (uniform(0, 1) > 0.5)
     phase, frequency = uniform(0, 2 * math.pi), uniform(2.2, 3.2)
     along, across = x * angle.cos() + y * angle.sin(), -x * angle.sin() + y * angle.cos()
@@ -100,19 +117,21 @@ def _ground(patterns: Sequence[str], color: Tensor, x: Tensor, y: Tensor, unifor
     return color * (1 - darkness) * light
 
 
-def _with_object(
-    picture: Tensor, scenes: Sequence[Scene], color: Tensor, x: Tensor, y: Tensor, uniform: Uniform
-) -> Tensor:
+def _pose(scenes: Sequence[Scene], uniform: Uniform) -> Pose:
     places = torch.tensor([PLACES[scene.place] for scene in scenes])[:, :, None, None, None]
     radius = torch.tensor([RADII[scene.size] for scene in scenes])[:, None, None, None] * uniform(0.92, 1.08)
-    x = x - places[:, 0] - uniform(-0.06, 0.06)
-    y = y - places[:, 1] - uniform(-0.06, 0.06)
-    angle = uniform(-0.3, 0.3)
+    return Pose(places[:, 0] + uniform(-0.06, 0.06), places[:, 1] + uniform(-0.06, 0.06), radius, uniform(-0.3, 0.3))
+
+
+def with_object(picture: Tensor, shapes: Sequence[str], color: Tensor, pose: Pose, x: Tensor, y: Tensor) -> Tensor:
+    """The pictures with an object of these shapes, and with its shadow, drawn into them."""
+    radius, angle = pose.radius, pose.angle
+    x, y = x - pose.x, y - pose.y
 
     def outline(x: Tensor, y: Tensor) -> Tensor:
         turned_x, turned_y = x * angle.cos() + y * angle.sin(), -x * angle.sin() + y * angle.cos()
-        parts = zip(scenes, turned_x, turned_y, radius, strict=True)
-        return torch.stack([OUTLINES[scene.shape](*part) for scene, *part in parts])
+        parts = zip(shapes, turned_x, turned_y, radius, strict=True)
+        return torch.stack([OUTLINES[shape](*part) for shape, *part in parts])
 
     shadow = torch.sigmoid(-outline(x - 0.05, y - 0.07) / 0.035)  # to the lower right, soft
     distance = outline(x, y)

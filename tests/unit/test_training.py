@@ -1,0 +1,55 @@
+"""Training of the tiny Wan: a run that was killed goes on as if it had not been."""
+
+import pytest
+import torch
+
+pytest.importorskip("diffusers", reason="training is of diffusers' transformers, which a user may not have")
+from training import wan as training
+
+SMALL = (training.Stage(0.6, 32, 2, 2, 0.8), training.Stage(1.0, 64, 3, 1, 1.0))
+
+
+@pytest.fixture(autouse=True)
+def gradients():
+    with torch.enable_grad():
+        yield
+
+
+def new_learner():
+    torch.manual_seed(0)
+    return training.new_learner(num_layers=1, ffn_dim=64)
+
+
+def losses(learner, until):
+    return [training.take_step(learner, 8, SMALL) for _ in range(until - learner.steps)]
+
+
+def test_a_killed_run_goes_on_with_the_losses_it_would_have_had(tmp_path):
+    straight, killed = new_learner(), new_learner()
+    expected = losses(straight, 8)
+    assert losses(killed, 4) == expected[:4]
+    training.save(killed, tmp_path / "checkpoint")
+
+    again = new_learner()
+    again.go_on_from(torch.load(tmp_path / "checkpoint"))
+    assert losses(again, 8) == expected[4:]
+    assert all(torch.equal(*pair) for pair in zip(again.average.values(), straight.average.values(), strict=True))
+    assert len(set(expected)) == 8
+
+
+def test_each_stage_has_its_share_of_the_steps():
+    assert [training.stage_of(step / 10).size for step in (0, 4, 5, 9, 10)] == [64, 64, 96, 96, 96]
+
+
+def test_a_few_steps_lower_the_loss():
+    learner = new_learner()
+    before = training.take_step(learner, 40, SMALL[:1], seed=1)
+    after = [training.take_step(learner, 40, SMALL[:1], seed=1) for _ in range(39)]
+    assert sum(after[-5:]) / 5 < 0.85 * before
+
+
+def test_an_untrained_transformer_makes_videos_that_can_be_measured(tmp_path):
+    learner = training.new_learner()
+    shares = training.measure(learner, training.Stage(1.0, 32, 2, 1, 1.0), tmp_path / "seen.png")
+    assert shares["all"] == 0
+    assert (tmp_path / "seen.png").stat().st_size > 0
