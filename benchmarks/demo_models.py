@@ -69,9 +69,8 @@ class InComfyUI:
 
         model, empty = _with_row(self._shifted(shift), row), torch.zeros_like(noise)
         positive, negative = _conditioning(prompts), _conditioning([""] * len(prompts))
-        latent = comfy.sample.sample(
-            model, noise, row.steps, GUIDANCE, "euler", "simple", positive, negative, empty, seed=0, disable_pbar=True
-        )
+        settings = row.steps, GUIDANCE, row.sampler, "simple"
+        latent = comfy.sample.sample(model, noise, *settings, positive, negative, empty, seed=0, disable_pbar=True)
         return (latent - FLUX_SHIFT) * FLUX_SCALE
 
     @functools.cache  # noqa: B019 - lives as long as the program

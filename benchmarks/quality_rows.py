@@ -34,6 +34,7 @@ class Row:
     steps: int = STEPS
     strategy: Strategy | None = None
     comfyui: ComfyUICache | None = None
+    sampler: str = "euler"  # in ComfyUI
 
     @property
     def picture_decides(self) -> bool:
