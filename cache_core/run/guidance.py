@@ -53,13 +53,14 @@ def mended(run: RunState, predict: Predict) -> Predict:
 
     def predicted(*wanted: bool) -> tuple[Tensor | None, Tensor | None]:
         evaluation, known = run.evaluation, set(run.evaluation.contexts)
+        why, is_told = "", run.runs_all_prompts
         ask, run.has_left_out = evaluation.noting(predict), run.has_left_out or wanted != BOTH
         try:
             predictions = ask(*wanted)
         except Exception as error:
             if not (run.has_left_out and run.terms.may_ask_again_after(error)):
                 raise
-            notes = [FAILED.format(type(error).__name__, str(error))]
+            why = FAILED.format(type(error).__name__, str(error))
         else:
             if not run.was_called:
                 run.someone_else_answered()
@@ -67,11 +68,10 @@ def mended(run: RunState, predict: Predict) -> Predict:
                 run.computed_for = wanted
             if wanted in (BOTH, run.computed_for):
                 return predictions
-            notes = []  # it was said who answered, perhaps with what belongs to the other prompt
         run.begin_again(known)  # nothing refers to what failed by now
         predictions = (ask(*GIVEN)[0], ask(*WITHOUT)[1]) if wanted == BOTH else ask(*BOTH)
-        for note in notes:
-            run.report.note(note)
+        if why and not is_told:
+            run.report.note(why)
         return predictions
 
     return predicted

@@ -461,7 +461,8 @@ def test_memory_that_runs_out_in_a_call_with_one_prompt_is_given_back(demo, cach
     other = Failing(error())
     latent = beside(other, demo, cached, "", "cache last")
     (report,) = reports.all
-    assert left_out(report) == [8]
+    assert left_out(report) == [8, 9]  # the call of step 9 was made again alone, with nothing kept
+    assert [rows for step, rows in other.rows if step > 8] == [2, 2, *[4] * 10]
     assert [note for note in report.notes if note.startswith("memory ran out")]
     assert not [note for note in report.notes if "leaving it out" in note]
     assert latent.isfinite().all()
