@@ -36,7 +36,8 @@ class ModelCall:
         self._running: list[tuple[str, Any]] = []  # the blocks that run now, and what each was given, outermost first
         self._is_inside_attention = False
         self._is_counting = False  # what sites cost
-        self._is_watched = self.run.terms.stand_in_for_calls and self.model.compilation.is_none
+        leaves_out = self.run.terms.stand_in_for_calls or self.run.terms.at_guidance is not None  # calls, or prompts
+        self._is_watched = leaves_out and self.model.compilation.is_none
 
     def compute(self) -> Any:
         """What `forward` returns, or would have returned."""
@@ -60,9 +61,9 @@ class ModelCall:
             is_misled |= not stack.end() and stack.answers is not None
         if is_misled:
             output = self._computed_again(ran)
-        is_computed = self._is_watched and not any(visit.was_answered for visit in self.visits)
-        if is_computed and self.model.work.is_little(ran, self.state.contexts):
-            self.run.step_aside()
+        stood_in = any(visit.was_answered and visit.site.level != "attention" for visit in self.visits)
+        if self._is_watched and not stood_in and self.model.work.is_little(ran, self.state.contexts):
+            self.run.someone_else_answered()
         return output
 
     def attention(self, forward: Forward, args: tuple, kwargs: dict) -> Any:

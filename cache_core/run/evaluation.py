@@ -44,6 +44,7 @@ class Evaluation:
     without_unconditional: bool = False  # that branch was not run
     is_learning: bool = False  # the block plan was learned in it
     reading: SigmaReading | None = None  # of its last model call
+    is_answered: bool = False  # someone else answered one of its calls
     is_reused: bool = False  # something stood in for a model call, or for blocks of it
     missed_leader: bool = False  # a thread waited for the one that leads in vain, in this evaluation or before
     lead: _Lead | None = None  # while branches run in threads
@@ -99,6 +100,14 @@ class Evaluation:
             return predict(conditional, unconditional)
 
         return predicted
+
+    def begin_again(self, contexts: set[tuple[Hashable, int]]) -> None:
+        """What its calls did that came after those of these branches does not count, and all compute."""
+        self.contexts, self.all_compute = contexts, True
+        self.without_unconditional = self.is_reused = False
+        self.announced.clear()
+        self.must_compute.clear()
+        self._measures.clear()
 
     @contextmanager
     def in_threads(self, branches: Collection[Hashable]) -> Iterator[None]:

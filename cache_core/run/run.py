@@ -16,13 +16,13 @@ from .budget import Budget
 from .call import ModelCall
 from .evaluation import BRANCHES_CHANGE, MOST_CHANGES
 from .going_on import FEW_TIMES, begin_unasked, follow, go_on
+from .guidance import Predict, at_guidance, mended
 from .models import KnownModel, Models
 from .path import LatentPath, Paths
 from .ranks import Ranks
 from .reading import SigmaReading
 from .recording import record
 from .repairing import CANNOT, UNREPAIRED, repaired
-from .sites import Predict, at_guidance
 from .state import CallState, RunState, Terms
 from .telling import telling
 from .visit import Visit
@@ -148,20 +148,20 @@ class CacheRun:
         `predict` makes model calls for those predictions that are wanted, the other is None. `context` and `label` are
         those of the branch without the prompt; both predictions have the latent's shape.
         """
-        return self.again(partial(self._guide, model, predict, sigma, context, label, latent))
+        return self.again(partial(self._guide, model, mended(self.state, predict), sigma, context, label, latent))
 
     def _guide(
         self, model: nn.Module, predict: Predict, sigma: Tensor, context: Hashable, label: str, latent: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         strategy, evaluation = self.state.terms.at_guidance, self.state.evaluation
-        if strategy is None or self.state.others_seen >= FEW_TIMES:
+        if strategy is None or self.state.runs_all_prompts or self.state.others_seen >= FEW_TIMES:
             return predict(True, True)
         state = self._new_call(self.state.models.of(model), sigma, [("guidance", context)])
         if latent is not None:
             follow(state, latent)
         visit, known, evaluation.sigma = Visit(state, strategy, GUIDANCE), evaluation.sigma, state.sigma
         try:
-            predictions = at_guidance(visit, evaluation.noting(predict))
+            predictions = at_guidance(visit, predict)
         finally:
             evaluation.sigma = known
         with self._lock:

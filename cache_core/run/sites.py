@@ -1,15 +1,10 @@
-"""How a strategy steps in where one function is the site: a module's forward, or the prediction without the prompt."""
+"""How a strategy steps in where one module's forward is the site."""
 
-from collections.abc import Callable
 from typing import Any
 
-from torch import Tensor
-
 from ..model import Forward, flattened, is_feature, tensors_in
-from ..strategy import CONDITIONAL, FIRST_BLOCK, Request, copied
+from ..strategy import FIRST_BLOCK, Request
 from .visit import Visit
-
-Predict = Callable[[bool, bool], tuple[Tensor | None, Tensor | None]]  # with the prompt, without; None if not wanted
 
 
 def at_module(visit: Visit, forward: Forward, args: tuple, kwargs: dict) -> Any:
@@ -35,24 +30,3 @@ def at_module(visit: Visit, forward: Forward, args: tuple, kwargs: dict) -> Any:
     elif visit.wants(parts):
         visit.keep(visit.copies(parts), structure)
     return output
-
-
-def at_guidance(visit: Visit, predict: Predict) -> tuple[Tensor, Tensor]:
-    """The noise predictions with and without the prompt: the model's own, or the strategy's for the one without.
-
-    `predict(with, without)` computes those that are wanted.
-    """
-    decision = visit.decide(())
-    if decision is CONDITIONAL:
-        conditional, _ = predict(True, False)
-        with visit.call.watch:
-            decision = visit.decide_with(copied([conditional]))
-        if not isinstance(decision, Request):
-            return conditional, decision[0]
-        _, unconditional = predict(False, True)
-    else:
-        conditional, unconditional = predict(True, True)
-    visit.units_computed += 1
-    if visit.wants([(conditional, unconditional)]):
-        visit.keep([copied([conditional, unconditional])])
-    return conditional, unconditional

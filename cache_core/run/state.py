@@ -8,7 +8,7 @@ from functools import cached_property
 
 from torch import Tensor
 
-from ..model.failures import is_out_of_memory
+from ..model.failures import is_of_the_device, is_out_of_memory
 from ..report.record import Stopwatch
 from ..report.report import Report
 from ..strategy import Level, Schedule, Strategy
@@ -18,12 +18,16 @@ from .memory import Memories
 from .models import KnownModel, Models
 from .path import Paths
 from .ranks import Ranks
-from .reading import SigmaReading
+from .reading import AnotherStep, SigmaReading
 from .repair import Repair
 
 ANSWERED_ELSEWHERE = (
     "another node answers model calls without running the model's blocks, as a cache does: since the first of them no "
     "call is reused here, for each would take the other's guesses for the model's. Remove one of the two"
+)
+ALL_PROMPTS = (
+    "the negative prompt runs in every step from here on: another node answers model calls, as a cache does, and may "
+    "keep one output for both prompts"
 )
 NO_MEMORY = "memory ran out, so what was kept is dropped, and {} computes everything from here on"
 
@@ -65,6 +69,11 @@ class Terms:
             return False
         return bool(self.strategies) and not isinstance(error, self.cancels) and is_out_of_memory(error)
 
+    def may_ask_again_after(self, error: Exception) -> bool:
+        """Whether it says something of what was asked: no cancel does, and no failure of the device."""
+        passes = (*self.cancels, AnotherStep)
+        return self.ranks.group is None and not isinstance(error, passes) and not is_of_the_device(error)
+
     @cached_property
     def stand_in_for_calls(self) -> bool:
         """Whether a strategy stands in for the model or its blocks."""
@@ -84,6 +93,9 @@ class RunState:
     evaluation: Evaluation = field(default_factory=Evaluation)  # the one that goes on, or went on last
     is_evaluating: bool = False  # the host has begun an evaluation and not ended it
     asked_about: Callable[[], Tensor | None] = lambda: None  # the latent of that evaluation, as long as it lives
+    has_left_out: bool = False  # a prompt was left out in an evaluation
+    runs_all_prompts: bool = False  # none is any more
+    computed_for: tuple[bool, ...] = ()  # of which prompts the last predictions were that nobody else gave
     others_seen: int = 0  # calls about another latent than the step before
     began: float | None = None  # by the clock, with the first evaluation: the weights are loaded by then
     was_called: bool = False  # whether the model was, in this evaluation
@@ -133,6 +145,25 @@ class RunState:
         if self.paths.whole.notice_noise():
             self.memories.forget_at("output")
         return self.paths.whole.has_noise
+
+    def begin_again(self, contexts: set[tuple[Hashable, int]]) -> None:
+        """A prompt was left out, and a call went wrong: the evaluation goes on from where it had called these branches.
+
+        What was kept may be half made, so all of it is dropped. No prompt is left out any more.
+        """
+        self.runs_all_prompts = True
+        self.memories.clear()
+        self.budget.close_lanes()
+        self.evaluation.begin_again(contexts)
+
+    def someone_else_answered(self) -> None:
+        """A model call, or all that should have arrived."""
+        self.evaluation.is_answered = True
+        if self.terms.stand_in_for_calls:
+            self.step_aside()
+        if self.terms.at_guidance is not None and not self.runs_all_prompts:
+            self.runs_all_prompts = True
+            self.report.note(ALL_PROMPTS)
 
     def step_aside(self) -> None:
         """Someone else answers model calls: from now on no strategy stands in for any."""

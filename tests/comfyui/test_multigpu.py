@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from test_conditioning import GREEN, RED, prompt, relative
+from test_conditioning import GREEN, RED, combined, prompt, relative
 
 from cache_core.strategies.faster_cache import FasterCache
 from cache_core.strategies.first_block import FirstBlockCache
@@ -163,6 +163,35 @@ def test_an_error_on_one_clone_ends_the_run_and_leaves_nothing(sampled, clones, 
     handle.remove()
     assert not any("forward" in vars(module) for network in clones.networks for module in network.modules())
     assert sampled(STRATEGIES[0])[1].count("reused", "forecast") >= 4
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_a_clone_that_fails_with_one_prompt_leaves_no_result_of_the_other_behind(
+    comfy, clones, cached, reports, failing
+):
+    latent, asked, failed = torch.zeros(1, 16, 8, 8), [], []
+    noise = comfy.sample.prepare_noise(latent, 1)
+
+    def count(executor, model, conds, *args):
+        asked.append(sum(cond is not None for cond in conds))
+        return executor(model, conds, *args)
+
+    def fail(*_):
+        if asked and asked[-1] == 1 and asked.count(1) == 2 and not failed:
+            failed.append(1)
+            raise IndexError("row 1")
+
+    def sample(model):
+        return comfy.sample.sample(model, noise, 20, 3.0, "euler", "simple", combined(), prompt(""), latent, seed=1)
+
+    model = cached(clones.model, FasterCache(spatial_attention_block_skip_range=1))
+    model.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.CALC_COND_BATCH, "count", count)
+    handle = clones.networks[failing].double_blocks[0].register_forward_pre_hook(fail)
+    drawn = sample(model)
+    handle.remove()
+    assert failed and asked == [*[2] * 8, 1, 1, *[2] * 11]
+    assert reports.all[-1].count("reused") == 1
+    assert relative(drawn, sample(clones.model)) < 0.05
 
 
 def test_nothing_of_a_run_in_threads_outlives_it(sampled, monkeypatch):

@@ -223,6 +223,31 @@ def test_joined_and_apart_it_is_estimated_alike():
     assert torch.allclose(apart, joined, atol=1e-4)
 
 
+@pytest.mark.parametrize("kind", ["fails", "answers with a wrong batch"])
+def test_both_branches_run_once_another_cache_mistakes_one_for_both(kind):
+    """It keeps what both gave in the first step, and answers the third call of the model."""
+    model, rows, kept = made(WAN_JOINED), [], []
+    own = model.forward
+
+    def forward(hidden_states, *args, **kwargs):
+        rows.append(len(hidden_states))
+        if len(rows) != 3:
+            kept[:] = [own(hidden_states, *args, **kwargs)] if len(rows) == 1 else kept
+            return own(hidden_states, *args, **kwargs)
+        if kind == "fails":
+            raise IndexError("row 1")
+        return kept[0]
+
+    model.forward = forward
+    handle = apply(model, replace(GUESS, unconditional_batch_timestep_skip_end=1001))
+    latent = denoise(WAN_JOINED, model, Clock())
+    assert rows == [2, 1, 1, 2, *[2] * (STEPS - 3)]
+    assert handle.report.count("reused") == 1
+    assert any(note.startswith("the negative prompt runs in every step from here on") for note in handle.report.notes)
+    exact = denoise(WAN_JOINED, made(WAN_JOINED), Clock())
+    assert (latent - exact).norm() < 0.05 * exact.norm()
+
+
 @pytest.mark.parametrize("denoiser", [WAN, FLUX])
 def test_a_batch_of_one_is_no_error_w15(denoiser):
     config = diffusers.FasterCacheConfig(tensor_format="BCFHW", current_timestep_callback=lambda: None)

@@ -196,7 +196,7 @@ STOREYS = [
     {"evaluation"},
     {"state"},
     {"visit", "going_on", "repairing"},
-    {"stack", "sites", "recording"},
+    {"stack", "sites", "guidance", "recording"},
     {"learning"},
     {"call"},
     {"run"},

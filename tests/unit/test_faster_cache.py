@@ -87,6 +87,7 @@ class Guidance:
     def evaluate(self, index):
         def predict(*wanted):
             self.asked.append(wanted)
+            self.run.state.was_called = True  # as if the model had been
             return [
                 part if is_wanted else None for part, is_wanted in zip(self.predictions(index), wanted, strict=True)
             ]

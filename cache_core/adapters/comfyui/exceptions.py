@@ -27,9 +27,6 @@ OTHER_CACHES = {
     "fb_cache_attr": "First Block Cache (ComfyUI_Patches_ll)",
 }
 
-# Of them, those that keep one output for all prompts of a batch: with one prompt less they fail in the middle of a run.
-CACHES_OF_WHOLE_BATCHES = {"cache_dit_turbo", "tea_cache_attr"}
-
 # Patches after attention that may mix the rows of the prompts, as NAGuidance does.
 PATCHES_THAT_MIX_PROMPTS = {"attn1_output_patch", "attn2_output_patch"}
 
@@ -44,7 +41,7 @@ def refuse_other_caches(strategies: Iterable[Strategy], transformer_options: dic
         if others and strategy.stands_in_for_calls:
             raise ValueError(
                 f"{strategy.title}: {others[0]} is on this model and caches the same calls. Remove one of the two "
-                f"nodes. (Pyramid Attention Broadcast and FasterCache work beside it.)"
+                f"nodes. (Pyramid Attention Broadcast and FasterCache may stay beside it.)"
             )
 
 

@@ -14,7 +14,7 @@ import torch
 
 from ...run.run import CacheRun
 from .contexts import BRANCHES, CONTROLS, context_of_guidance, controls_at, prompts_at
-from .exceptions import CACHES_OF_WHOLE_BATCHES, OTHER_CACHES, PATCHES_THAT_MIX_PROMPTS
+from .exceptions import PATCHES_THAT_MIX_PROMPTS
 from .seams import MOVED, otherwise
 from .threads import POOL, Threads, fits
 
@@ -29,7 +29,6 @@ NO_PAIR = (
 )
 CHANGING_PROMPTS = "the negative prompt always runs: LoRA hooks or default prompts may change it from step to step"
 MIXED_PROMPTS = "the negative prompt always runs: another node mixes it into the positive one's attention (NAG)"
-WHOLE_BATCHES = "the negative prompt always runs: {} keeps one output for both prompts and fails where one is left out"
 ALWAYS_RUNS = "the negative prompt always runs, and ControlNets that end in mid-run are noticed later"
 
 Compute = Callable[[list], Any]  # the denoised latents of branches; a branch that is None is left out
@@ -75,8 +74,6 @@ def _why_not_estimated(conds: list, options: dict) -> str | None:
         return CHANGING_PROMPTS
     if PATCHES_THAT_MIX_PROMPTS & options.get("patches", {}).keys():
         return MIXED_PROMPTS
-    for option in sorted(CACHES_OF_WHOLE_BATCHES & options.keys()):
-        return WHOLE_BATCHES.format(OTHER_CACHES[option])
     return None
 
 
@@ -87,8 +84,13 @@ def _compute(
     if not fits(model_options):
         return executor(model, conds, x, sigma, model_options)
     entries = [entry for prompts in prompts_at(conds, sigma) for entry in prompts]
+    threads = Threads(run, model_options)
     with run.state.evaluation.in_threads(entries):
-        return executor(model, conds, x, sigma, model_options | {POOL: Threads(run, model_options)})
+        try:
+            return executor(model, conds, x, sigma, model_options | {POOL: threads})
+        except Exception:
+            threads.finish()
+            raise
 
 
 def _estimated(
@@ -103,6 +105,8 @@ def _estimated(
         for branch, is_wanted in enumerate(wanted):
             if is_wanted:
                 denoised[branch] = computed[branch]
+                if denoised[branch].shape != x.shape and not all(wanted):
+                    raise RuntimeError(f"it gave {tuple(denoised[branch].shape)} for {tuple(x.shape)}")
         return [(x - denoised[branch]) / sigma if is_wanted else None for branch, is_wanted in enumerate(wanted)]
 
     _, unconditional = run.call_guidance(network, predict, timestep, context, BRANCHES[1], x)

@@ -30,6 +30,7 @@ class Threads:
     def __init__(self, run: CacheRun, model_options: dict[str, Any]) -> None:
         self._run, self._pool, self._clones = run, model_options[POOL], model_options[CLONES]
         self._given: list[tuple[torch.device, Callable[[], Any]]] = []
+        self._awaited: set[torch.device] = set()  # whose results nobody has asked for
 
     def submit(self, device: torch.device, function: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
         """Keep a device's work until somebody asks for a result."""
@@ -41,8 +42,15 @@ class Threads:
             self._run.state.evaluation.begin_threads(self._model_on(self._given[-1][0]))
         while self._given:
             other, function = self._given.pop(0)
+            self._awaited.add(other)
             self._pool.submit(other, self._watched, other, function)
+        self._awaited.discard(device)
         return self._pool.get_result(device)
+
+    def finish(self) -> None:
+        """One device's work has failed: let no result of the others be taken for one of what is asked next."""
+        while self._awaited:
+            self._pool.get_result(self._awaited.pop())
 
     def _watched(self, device: torch.device, function: Callable[[], Any]) -> Any:
         try:

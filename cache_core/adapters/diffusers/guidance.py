@@ -57,6 +57,8 @@ def joined_output(through: Callable[..., Any], guided: Guided, arguments: Argume
             return second, first
         halves.append(through((GIVEN if given else WITHOUT,), half_of(arguments, names, half=int(given))))
         prediction = flattened(halves[-1])[0][0]
+        if len(prediction) * 2 != len(arguments.latent):
+            raise RuntimeError(f"it gave {len(prediction)} rows for {len(arguments.latent) // 2}")
         return (prediction, None) if given else (None, prediction)
 
     given, without = guided(predict)

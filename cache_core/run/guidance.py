@@ -1,0 +1,77 @@
+"""How a strategy stands in for the prediction without the prompt, and what is done where leaving it out goes wrong.
+
+Another node's cache may keep one output for both prompts. A call with fewer of them then fails, or is answered with
+what belongs to the other prompt; and so may the next call with both, where it kept an output in between.
+"""
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from ..strategy import CONDITIONAL, Request, copied
+from .state import RunState
+from .visit import Visit
+
+Predict = Callable[[bool, bool], tuple[Tensor | None, Tensor | None]]  # with the prompt, without; None if not wanted
+
+GIVEN, WITHOUT, BOTH = (True, False), (False, True), (True, True)
+FAILED = (
+    "the negative prompt runs in every step from here on: leaving it out made a call fail ({}: {:.100}), as beside "
+    "another node's cache that keeps one output for both prompts"
+)
+
+
+def at_guidance(visit: Visit, predict: Predict) -> tuple[Tensor, Tensor]:
+    """The noise predictions with and without the prompt: the model's own, or the strategy's for the one without.
+
+    `predict(with, without)` computes those that are wanted, or both where that went wrong.
+    """
+    decision = visit.decide(())
+    if decision is CONDITIONAL:
+        conditional, unconditional = predict(*GIVEN)
+        if unconditional is not None:
+            return conditional, unconditional
+        with visit.call.watch:
+            decision = visit.decide_with(copied([conditional]))
+        if not isinstance(decision, Request):
+            return conditional, decision[0]
+        again, unconditional = predict(*WITHOUT)
+        conditional = conditional if again is None else again
+    else:
+        conditional, unconditional = predict(*BOTH)
+    visit.units_computed += 1
+    if visit.wants([(conditional, unconditional)]):
+        visit.keep([copied([conditional, unconditional])])
+    return conditional, unconditional
+
+
+def mended(run: RunState, predict: Predict) -> Predict:
+    """`predict`; where it goes wrong because a prompt is left out, or was before, it is asked once more, another way.
+
+    With both prompts, or one by one where the call with both fails. From then on no prompt is left out.
+    """
+
+    def predicted(*wanted: bool) -> tuple[Tensor | None, Tensor | None]:
+        evaluation, known = run.evaluation, set(run.evaluation.contexts)
+        why, is_told = "", run.runs_all_prompts
+        ask, run.has_left_out = evaluation.noting(predict), run.has_left_out or wanted != BOTH
+        try:
+            predictions = ask(*wanted)
+        except Exception as error:
+            if not (run.has_left_out and run.terms.may_ask_again_after(error)):
+                raise
+            why = FAILED.format(type(error).__name__, str(error))
+        else:
+            if not run.was_called:
+                run.someone_else_answered()
+            if not evaluation.is_answered:
+                run.computed_for = wanted
+            if wanted in (BOTH, run.computed_for):
+                return predictions
+        run.begin_again(known)  # nothing refers to what failed by now
+        predictions = (ask(*GIVEN)[0], ask(*WITHOUT)[1]) if wanted == BOTH else ask(*BOTH)
+        if why and not is_told:
+            run.report.note(why)
+        return predictions
+
+    return predicted
