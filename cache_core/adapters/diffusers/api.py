@@ -126,9 +126,9 @@ def cache_context(model: nn.Module, name: str, **fields: Any) -> Iterator[None]:
 
 def _engine(model: nn.Module, config: Any, strict_parity: bool, scheduler: Any, group: Any) -> Any:
     from .cached import CachedModel
-    from .parallel import context_parallel_group
+    from .parallel import parallel_group
 
-    if strict_parity and (group is not None or context_parallel_group(model) is not None):
+    if strict_parity and (group is not None or parallel_group(model) is not None):
         raise ValueError(
             "strict_parity does as diffusers does, where each rank decides alone, and ranks that share a forward pass "
             "would wait for each other for ever. Leave out strict_parity."
