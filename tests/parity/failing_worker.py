@@ -1,4 +1,4 @@
-"""One of two ranks of diffusers' context parallelism, in runs that can't end well. Run by test_failing.py.
+"""One of two ranks of diffusers' context parallelism, in runs that are refused or fail. Run by test_failing.py.
 
 python failing_worker.py RANK WORLD STORE RESULT
 """
@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from diffusers import ContextParallelConfig
+from diffusers.hooks import FirstBlockCacheConfig
 from models import WAN, Clock, denoise, made
 
 from cache_core.adapters.diffusers import apply
@@ -65,16 +66,31 @@ def fail_in(model, error, is_reused):
     model.proj_out.register_forward_pre_hook(look)
 
 
-def sample(model, strategy):
+def sample(model, strategy, **options):
     """A run: what its calls did, and the error that ended it."""
     began, told = time.perf_counter(), ""
-    with apply(model, strategy) as handle:
+    with apply(model, strategy, **options) as handle:
         try:
             denoise(WAN, model, Clock(), steps=8)
         except Exception as error:
             told = f"{type(error).__name__}: {error}"
         actions = [call.action for call in handle.report.calls]
         return {"actions": actions, "error": told, "seconds": time.perf_counter() - began}
+
+
+def refused(model):
+    """What is said where the ranks could not decide alike."""
+    try:
+        apply(model, FirstBlockCacheConfig(threshold=0.1), strict_parity=True)
+    except ValueError as error:
+        yield "strict", str(error)
+    late = made(WAN)
+    apply(late, STRATEGIES["stack"])
+    late.enable_parallelism(config=ContextParallelConfig(ulysses_degree=2))
+    try:
+        denoise(WAN, late, Clock(), steps=2)
+    except RuntimeError as error:
+        yield "late", str(error)
 
 
 def main(rank, world, store, result):
@@ -84,10 +100,13 @@ def main(rank, world, store, result):
     join = partial(dist.init_process_group, "gloo", rank=rank, world_size=world, timeout=LONGEST_WAIT)
     join(init_method=f"file://{store}")
     torch.accelerator.device_count = lambda: 1  # diffusers takes for granted that there is an accelerator
-    model, found = parallel(), {}
+    model = parallel()
+    found = dict(refused(model))
     for name, strategies in UNLIKE.items():
         found[name] = sample(model, strategies[rank])
-    found["alike again"] = sample(model, STRATEGIES["stack"])
+    for job, strategy in STRATEGIES.items():
+        found[f"{job}, found"] = sample(model, strategy)
+        found[f"{job}, told"] = sample(model, strategy, group=dist.group.WORLD)
     for job, is_reused, error in RUNS:
         model = None
         gc.collect()

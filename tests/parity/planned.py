@@ -150,6 +150,7 @@ MODELS = {
     "Helios": with_heads(HELIOS),
     "Qwen-Image": with_heads(QWEN_IMAGE),
     "LTX": with_heads(UNMASKED_LTX, cross_attention_dim=64),
+    "LTX-2": LTX2,
     "MiniMax-H3": MINIMAX_H3,
     "HunyuanVideo": with_heads(HUNYUAN_VIDEO),
 }
@@ -167,6 +168,7 @@ UNEVEN = {
         encoder_hidden_states_mask=lambda *_: None,  # an uneven ring takes no mask
     ),
     "LTX": changed(MODELS["LTX"], (1, 30, 4), height=lambda *_: 3, width=lambda *_: 5),
+    "LTX-2": changed(LTX2, (1, 30, 4), height=lambda *_: 3, width=lambda *_: 5),
     "MiniMax-H3": replace(MINIMAX_H3, latent=(1, 121, 4)),
     "HunyuanVideo": replace(MODELS["HunyuanVideo"], latent=UNEVEN_VIDEO),
 }
@@ -180,7 +182,12 @@ OF_A_USER = {  # for a model without a plan: split at the first block of the fir
 }
 
 
+TURNED = {place: ContextParallelInput(split_dim=1, expected_dims=3, split_output=True) for place in (0, 1)}
+MENDED = {"LTX2VideoTransformer3DModel": {"cross_attn_rope": TURNED}}  # diffusers leaves these whole, and fails
+
+
 def plan_of(model: nn.Module) -> dict[str, Any]:
     """diffusers' plan, but for blocks that a tiny model has not: Helios' names all forty. Else a user's."""
     plan, modules = model._cp_plan or OF_A_USER, dict(model.named_modules())
-    return {place: split for place, split in plan.items() if "*" in place or place in modules}
+    plan = {place: split for place, split in plan.items() if "*" in place or place in modules}
+    return plan | MENDED.get(type(model).__name__, {})

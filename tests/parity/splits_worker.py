@@ -110,6 +110,7 @@ def sample(denoiser, model, strategy):
         report = handle.report
         report.close()
         told = {"actions": [call.action for call in report.calls], "blocks": report.blocks, "notes": report.notes}
+        told["measures"] = [call.measure for call in report.calls]
         return told | {"share": report.computed_share, "latent": latent.flatten().tolist()}
 
 

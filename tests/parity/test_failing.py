@@ -34,4 +34,17 @@ def test_ranks_with_other_settings_than_each_other_are_refused_in_the_first_call
     assert not isinstance(ranks, Exception), ranks
     for told in (rank[what] for rank in ranks):
         assert told["actions"] == [] and "Give all of them the same" in told["error"]
-    assert all(rank["alike again"]["actions"].count("forecast") >= 4 for rank in ranks)
+
+
+@pytest.mark.parametrize("job", ["stack", "first block"])
+def test_after_that_they_decide_alike_whether_their_group_is_found_or_told(job):
+    told = [rank[f"{job}, {how}"]["actions"] for rank in results() for how in ("found", "told")]
+    assert all(actions == told[0] for actions in told) and told[0].count("computed") <= 11
+
+
+def test_parallelism_that_comes_after_the_cache_is_refused_with_the_way_out():
+    assert all("Call disable_cache" in rank["late"] for rank in results())
+
+
+def test_strict_parity_is_refused_where_ranks_share_a_forward_pass():
+    assert all("Leave out strict_parity" in rank["strict"] for rank in results())
