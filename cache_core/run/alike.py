@@ -43,13 +43,11 @@ class Decisions:
         """
         if self.ranks.group is None:
             return
-        causes = []
+        causes, told = [], f"Rank {torch.distributed.get_rank()}: {type(error).__name__}: {error}"
         with suppress(RuntimeError):
             causes = [cause for cause in _read("failed", self.ranks.group) if cause]
             if not causes:
-                _write(
-                    "failed", self.ranks.group, f"Rank {torch.distributed.get_rank()}: {type(error).__name__}: {error}"
-                )
+                _write("failed", self.ranks.group, told)
         if causes and isinstance(error, RuntimeError) and not is_out_of_memory(error):
             raise RuntimeError(FAILED.format(causes[0])) from error
 

@@ -155,6 +155,9 @@ MODELS = {
     "HunyuanVideo": with_heads(HUNYUAN_VIDEO),
 }
 EVEN = {name: with_four_words(denoiser) for name, denoiser in MODELS.items()} | {"MiniMax-H3": MINIMAX_H3}
+UNMASKED = EVEN | {  # Ulysses and ring at once take no mask, nor does an uneven ring
+    "Qwen-Image": changed(EVEN["Qwen-Image"], encoder_hidden_states_mask=lambda *_: None)
+}
 UNEVEN = {
     "Flux": changed(MODELS["Flux"], (1, 35, 4), img_ids=lambda *_: places(5, 7, 3)),
     "Flux.2": changed(MODELS["Flux.2"], (1, 35, 4), img_ids=lambda *_: places(5, 7, 4)[None]),
@@ -165,7 +168,7 @@ UNEVEN = {
         MODELS["Qwen-Image"],
         (1, 35, 4),
         img_shapes=lambda latent, *_: [[(1, 5, 7)]] * len(latent),
-        encoder_hidden_states_mask=lambda *_: None,  # an uneven ring takes no mask
+        encoder_hidden_states_mask=lambda *_: None,
     ),
     "LTX": changed(MODELS["LTX"], (1, 30, 4), height=lambda *_: 3, width=lambda *_: 5),
     "LTX-2": changed(LTX2, (1, 30, 4), height=lambda *_: 3, width=lambda *_: 5),

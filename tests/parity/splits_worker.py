@@ -17,7 +17,7 @@ from diffusers import ContextParallelConfig, TensorParallelConfig
 from diffusers.hooks import tensor_parallel
 from diffusers.models import attention_dispatch
 from models import Clock, denoise, made
-from planned import EVEN, UNEVEN, plan_of
+from planned import EVEN, UNEVEN, UNMASKED, plan_of
 
 from cache_core.adapters.diffusers import apply
 from cache_core.strategies.faster_cache import FasterCache
@@ -67,7 +67,8 @@ def cases(world):
 
 def parallel(name, way, rank, world):
     """The model among the ranks, and how it is called."""
-    denoiser = (UNEVEN if way.startswith("uneven") else EVEN)[name]
+    models = UNEVEN if way.startswith("uneven") else UNMASKED if way == "both" else EVEN
+    denoiser = models[name]
     model = made(denoiser)
     if way == "weights":
         model.enable_parallelism(config=TensorParallelConfig(tp_degree=world))
