@@ -60,8 +60,8 @@ def main() -> None:
             ranks = [json.loads(Path(folder, str(rank)).read_text()) for rank in range(world)]
         one = one or ranks[0]
         rows += [row_of(name, [rank[name] for rank in ranks], one[name]) for name in STRATEGIES]
-    for row in rows:
-        print("  ".join(f"{name} {value}" for name, value in row.items()))
+    for row in (list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)):
+        print("|", " | ".join(map(str, row)), "|")
     if chosen.json:
         chosen.json.write_text(json.dumps(rows, indent=1))
 
@@ -73,8 +73,8 @@ def row_of(name: str, ranks: list[dict[str, Any]], one: dict[str, Any]) -> dict[
     return {
         "strategy": name,
         "ranks": len(ranks),
-        "as one process": all(rank["actions"] == one["actions"] for rank in ranks),
-        "computed": [round(rank["share"], 3) for rank in ranks],
+        "decided as one process": "yes" if all(rank["actions"] == one["actions"] for rank in ranks) else "no",
+        "computed, each rank": ", ".join(f"{rank['share']:.3f}" for rank in ranks),
         "latent off by": f"{float((latent - expected).norm() / expected.norm()):.1e}",
         "exchanges a run": max(rank["exchanges"] for rank in ranks),
         "waits a call": round(max(rank["exchanges"] for rank in ranks) / calls, 2),

@@ -1,16 +1,20 @@
-"""Whether the ranks of a run decided alike, told when it is over, through the store of torch.distributed.
+"""What ranks tell each other through the store of torch.distributed: what they decided in a run, and why one failed.
 
-Nobody waits: a rank writes what it decided, and reads what others have written by then. The last of them sees all.
+Nobody waits: a rank writes, and reads what others have written by then. The last of them sees all.
 """
 
 from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any
 from zlib import crc32
 
 import torch
 
+from ..model.failures import is_out_of_memory
 from ..report.report import Report
 from .ranks import Ranks
 
@@ -20,6 +24,7 @@ APART = (
     "group= the process group of all of them"
 )
 GROUP_APART = "the ranks of the group decided apart: what one reused, another computed"
+FAILED = "Refrain: the run can't go on, for another rank of its group has failed. {}"
 
 
 class Decisions:
@@ -27,6 +32,24 @@ class Decisions:
 
     def __init__(self, ranks: Ranks) -> None:
         self.ranks, self.began = ranks, time.time()
+        if ranks.group is not None:
+            with suppress(RuntimeError):  # the process that holds the store may be gone
+                _write("failed", ranks.group, "")
+
+    def fail(self, error: BaseException) -> None:
+        """The run ends with this error. Tells the others, who may be waiting for this rank in the model's exchange.
+
+        Raises RuntimeError with the cause if another rank has failed before, and this one has waited for it.
+        """
+        if self.ranks.group is None:
+            return
+        causes, told = [], f"Rank {torch.distributed.get_rank()}: {type(error).__name__}: {error}"
+        with suppress(RuntimeError):
+            causes = [cause for cause in _read("failed", self.ranks.group) if cause]
+            if not causes:
+                _write("failed", self.ranks.group, told)
+        if causes and isinstance(error, RuntimeError) and not is_out_of_memory(error):
+            raise RuntimeError(FAILED.format(causes[0])) from error
 
     def tell(self, report: Report) -> None:
         """The run is over. Notes in the report, and logs, if another rank that has told by now decided otherwise.
@@ -38,14 +61,10 @@ class Decisions:
         if is_alone or not report.calls:
             return
         group = torch.distributed.group.WORLD if self.ranks.group is None else self.ranks.group
-        store, me = torch.distributed.distributed_c10d._get_default_store(), torch.distributed.get_rank()
-        key = f"refrain/{group.group_name}/{{}}".format
         side, decided = self._side_of(report), str(crc32(bytes(call.action == "computed" for call in report.calls)))
-        store.set(key(me), f"{self.began} {time.time()} {side} {decided}")
-        for other in map(key, set(torch.distributed.get_process_group_ranks(group)) - {me}):
-            if not store.check([other]):
-                continue
-            *times, their_side, theirs = store.get(other).decode().split()
+        _write("decided", group, f"{self.began} {time.time()} {side} {decided}")
+        for told in _read("decided", group):
+            *times, their_side, theirs = told.split()
             share = self.ranks.group is not None or {side, their_side} == {"leads", "follows"}
             if share and self._is_this_run(*map(float, times)) and decided != theirs:
                 report.note(APART if self.ranks.group is None else GROUP_APART)
@@ -62,3 +81,22 @@ class Decisions:
         """
         now = time.time()
         return began < (self.began + now) / 2 < ended and self.began < (began + ended) / 2 < now
+
+
+def _write(kind: str, group: Any, text: str) -> None:
+    """What this rank tells the others, in place of what it told before."""
+    store = torch.distributed.distributed_c10d._get_default_store()
+    store.set(_key(kind, group, torch.distributed.get_rank()), text)
+
+
+def _read(kind: str, group: Any) -> Iterator[str]:
+    """What each of the others has told last, of those that have."""
+    store = torch.distributed.distributed_c10d._get_default_store()
+    others = set(torch.distributed.get_process_group_ranks(group)) - {torch.distributed.get_rank()}
+    for key in (_key(kind, group, other) for other in sorted(others)):
+        if store.check([key]):
+            yield store.get(key).decode()
+
+
+def _key(kind: str, group: Any, rank: int) -> str:
+    return f"refrain/{kind}/{group.group_name}/{rank}"

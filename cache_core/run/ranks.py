@@ -11,12 +11,17 @@ import torch
 from torch import Tensor
 
 from ..model.hooks import Hook
+from ..strategy import Strategy
 
 NEXT_TO_NOTHING = 2.0**-20  # how much a branch that follows counts beside one that leads
 GONE = (
     "Refrain: the ranks of the group that the cache was put on with did not all take part in a model call. Either one "
     "has failed: its own error says why. Or one does not call the model at every step: such a rank must not be in the "
     "group."
+)
+UNLIKE = (
+    "Refrain: the ranks that share a picture have caches with other settings than each other, so each would wait for "
+    "blocks that another leaves out. Give all of them the same. This rank has {}."
 )
 
 
@@ -73,9 +78,21 @@ class Ranks:
         least, most = self.largest([-number, number], device)
         return -least == most
 
+    def require_alike(self, strategies: Sequence[Strategy], device: torch.device) -> None:
+        """Raises ValueError, on all ranks, where one has other strategies or settings. Waits for the device."""
+        told = ", ".join(map(_told, strategies))
+        if self.group is not None and not self.are_alike(told, device):
+            raise ValueError(UNLIKE.format(told))
+
     def _reduced(self, numbers: Tensor, operation: Any) -> Tensor:
         try:
             torch.distributed.all_reduce(numbers, operation, self.group)
         except RuntimeError as error:
             raise RuntimeError(GONE) from error
         return numbers
+
+
+def _told(strategy: Strategy) -> str:
+    """Its settings; not the functions among them, whose names have an address of this process in them."""
+    settings = [f"{name}={value}" for name, value in vars(strategy).items() if isinstance(value, (int, float, str))]
+    return f"{type(strategy).__name__}({', '.join(settings)})"

@@ -1,4 +1,4 @@
-"""ComfyUI's multi-GPU work units, with two clones of the demo model on the CPU: branches run in threads."""
+"""ComfyUI's multi-GPU work units, with two and three clones of the demo model on the CPU: branches run in threads."""
 
 import gc
 import weakref
@@ -36,19 +36,29 @@ def work_units(comfy):
     return pytest.importorskip("comfy.multigpu", reason="this ComfyUI has no multi-GPU work units")
 
 
-@pytest.fixture(scope="module")
-def clones(work_units):
-    """The demo as MultiGPU Work Units prepare it for two devices, both of which are the CPU."""
+def clones_of_demo(count):
+    """The demo as MultiGPU Work Units prepare it for so many devices, each of which is the CPU."""
     from cache_core.adapters.comfyui import demo
 
-    model, other = demo.load_model(), demo.load_model()
-    for patcher in (model, other):
+    model, *others = patchers = [demo.load_model() for _ in range(count)]
+    for patcher in patchers:
         patcher.model.diffusion_model.to(torch.float32).dtype = torch.float32
         patcher.model.manual_cast_dtype = None
-    other.load_device, other.is_multigpu_base_clone = torch.device("cpu", 0), True
-    model.set_additional_models("multigpu", [other])
-    networks = [patcher.model.diffusion_model for patcher in (model, other)]
+    for index, other in enumerate(others):
+        other.load_device, other.is_multigpu_base_clone = torch.device("cpu", index), True
+    model.set_additional_models("multigpu", others)
+    networks = [patcher.model.diffusion_model for patcher in patchers]
     return SimpleNamespace(model=model, networks=networks)
+
+
+@pytest.fixture(scope="module")
+def clones(work_units):
+    return clones_of_demo(2)
+
+
+@pytest.fixture(scope="module")
+def three_clones(work_units):
+    return clones_of_demo(3)
 
 
 @pytest.fixture
@@ -74,6 +84,20 @@ def one_after_the_other(comfy, monkeypatch):
 
 def decisions(report):
     return sorted((call.evaluation, call.branches, call.action, call.measure) for call in report.calls)
+
+
+def blocks_run(clones, monkeypatch):
+    """How often each clone runs one of its blocks, counted from here on."""
+    counts, owner = Counter(), {id(clone.single_blocks[1]): n for n, clone in enumerate(clones.networks)}
+    block_class = type(clones.networks[0].single_blocks[1])
+    own = block_class.forward
+
+    def forward(self, *args, **kwargs):
+        counts[owner.get(id(self))] += 1
+        return own(self, *args, **kwargs)
+
+    monkeypatch.setattr(block_class, "forward", forward)
+    return counts
 
 
 def computed(report, *only):
@@ -128,21 +152,54 @@ def test_a_prompt_for_a_part_of_the_run_is_shared_out_among_clones(
         assert computed(report) == computed(reports.all[-1])
 
 
+THREE = {  # prompts of two entries, one for a part of the run
+    "all": lambda: prompt(RED) + prompt(GREEN),
+    "begins": lambda: prompt(RED) + prompt(GREEN, start_percent=0.5, end_percent=1.0),
+    "ends": lambda: prompt(RED) + prompt(GREEN, start_percent=0.0, end_percent=0.5),
+}
+
+
+@pytest.mark.parametrize("which", THREE)
+@pytest.mark.parametrize(
+    "strategy",
+    [pytest.param(STRATEGIES[n], marks=[pytest.mark.long] if n else []) for n in (0, 2, 5, 6)],
+    ids=lambda s: type(s).__name__,
+)
+def test_three_clones_share_out_three_branches_and_decide_as_one_model_does(
+    comfy, demo, three_clones, cached, reports, monkeypatch, strategy, which
+):
+    latent = torch.zeros(1, 16, 8, 8)
+    noise, positive = comfy.sample.prepare_noise(latent, 1), THREE[which]()
+
+    def sample(model):
+        return comfy.sample.sample(model, noise, 20, 3.0, "euler", "simple", positive, prompt(""), latent, seed=1)
+
+    counts = blocks_run(three_clones, monkeypatch)
+    drawn = sample(cached(three_clones.model, strategy))
+    ran, report = [counts[n] for n in range(3)], reports.all[-1]
+    assert all(ran) and report.count("reused", "forecast") >= 8
+    joined, of_joined = sample(cached(demo.model(), strategy)), reports.all[-1]
+    if isinstance(strategy, FasterCache):  # where the negative prompt is skipped, ComfyUI shares out anew
+        assert relative(drawn, joined) < relative(joined, sample(demo.model()))
+        assert computed(report, "negative") == computed(of_joined, "negative")
+        return
+    decided = {(call.evaluation, call.action == "computed") for call in report.calls}
+    assert len(decided) == 20  # all branches alike
+    if which == "all":
+        assert torch.allclose(drawn, joined, atol=1e-3)  # other batch sizes sum in another order
+        assert computed(report) == computed(of_joined)
+    else:  # a branch that moves to another clone has nothing to continue there
+        plain = sample(demo.model())
+        assert relative(drawn, plain) < 1.25 * relative(joined, plain)
+
+
 def test_every_run_in_threads_is_the_same(sampled):
     latents = [sampled(STRATEGIES[1])[0] for _ in range(3)]
     assert all(torch.equal(latent, latents[0]) for latent in latents)
 
 
 def test_each_clone_runs_its_own_branch(sampled, clones, monkeypatch):
-    counts, owner = Counter(), {id(clone.single_blocks[1]): n for n, clone in enumerate(clones.networks)}
-    block_class = type(clones.networks[0].single_blocks[1])
-    own = block_class.forward
-
-    def forward(self, *args, **kwargs):
-        counts[owner.get(id(self))] += 1
-        return own(self, *args, **kwargs)
-
-    monkeypatch.setattr(block_class, "forward", forward)
+    counts = blocks_run(clones, monkeypatch)
     _, report = sampled(STRATEGIES[0])
     computed = report.count("computed", branch="positive")
     assert counts[0] == counts[1] == computed < 10

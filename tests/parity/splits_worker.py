@@ -1,4 +1,4 @@
-"""One rank that samples tiny models with diffusers' context parallelism, each strategy in turn. Run by test_splits.py.
+"""One rank that samples tiny models with diffusers' parallelism, each strategy in turn. Run by test_splits.py.
 
 python splits_worker.py RANK WORLD STORE RESULT
 """
@@ -7,16 +7,17 @@ import json
 import logging
 import os
 import sys
-from dataclasses import replace
-from itertools import count
+from itertools import cycle
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from diffusers import ContextParallelConfig
+from accelerate import cpu_offload
+from diffusers import ContextParallelConfig, TensorParallelConfig
+from diffusers.hooks import tensor_parallel
 from diffusers.models import attention_dispatch
-from diffusers.models._modeling_parallel import ContextParallelInput, ContextParallelOutput
-from models import FLUX, FLUX2, HUNYUAN_VIDEO, LTX, QWEN_IMAGE, WAN, Clock, denoise, made
+from models import Clock, denoise, made
+from planned import EVEN, UNEVEN, UNMASKED, plan_of
 
 from cache_core.adapters.diffusers import apply
 from cache_core.strategies.faster_cache import FasterCache
@@ -30,52 +31,54 @@ STRATEGIES = {
     "output": TaylorSeerCache(cache_interval=2),
     "stack": TaylorSeerCache(cache_interval=2, cache_level="model"),
     "block": TaylorSeerCache(cache_interval=2, cache_level="block"),
+    "module": TaylorSeerCache(cache_interval=2, cache_level="module"),
     "attention": PyramidAttentionBroadcast(),
     "guidance": FasterCache(),
 }
-SPLIT = {
-    name: ContextParallelInput(split_dim=1, expected_dims=3) for name in ("hidden_states", "encoder_hidden_states")
-}
-PLAN = {  # a user's own, for a model without one: split at the first block of the first list, gathered at the last
-    "rope": {place: ContextParallelInput(split_dim=0, expected_dims=2, split_output=True) for place in (0, 1)},
-    "transformer_blocks.0": SPLIT,
-    "single_transformer_blocks.2": [ContextParallelOutput(gather_dim=1, expected_dims=3)] * 2,
-}
-
-
-def changed(denoiser, latent=None, **arguments):
-    """A model that is called with other arguments, maybe of another shape."""
-    inputs = lambda *given: denoiser.inputs(*given) | {name: make(*given) for name, make in arguments.items()}  # noqa: E731
-    return replace(denoiser, inputs=inputs, latent=latent or denoiser.latent)
-
-
-def ids_of(name):
-    return lambda *given: FLUX2.inputs(*given)[name][None]  # as Flux.2's pipeline passes them
-
-
-UNEVEN_WAN = changed(WAN, latent=(1, 4, 3, 6, 6))  # 27 tokens
-UNEVEN_QWEN = changed(QWEN_IMAGE, latent=(1, 35, 4), img_shapes=lambda latent, *_: [[(1, 5, 7)]] * len(latent))
-UNMASKED_QWEN = changed(UNEVEN_QWEN, encoder_hidden_states_mask=lambda *_: None)
-CASES = {
+WAYS = {  # to share out the tokens, in turns, among so many ranks
     2: {
-        "Wan": (WAN, {"ulysses_degree": 2}),
-        "Wan, ring": (WAN, {"ring_degree": 2}),
-        "Wan, uneven": (UNEVEN_WAN, {"ulysses_degree": 2, "ulysses_anything": True}),
-        "Qwen-Image": (QWEN_IMAGE, {"ulysses_degree": 2}),
-        "Qwen-Image, uneven": (UNEVEN_QWEN, {"ulysses_degree": 2, "ulysses_anything": True}),
-        "HunyuanVideo": (HUNYUAN_VIDEO, {"ulysses_degree": 2}),
-        "LTX": (changed(LTX, encoder_attention_mask=lambda *_: None), {"ulysses_degree": 2}),
-        "Flux, ring": (FLUX, {"ring_degree": 2}),
-        "Flux.2": (changed(FLUX2, img_ids=ids_of("img_ids"), txt_ids=ids_of("txt_ids")), {"ulysses_degree": 2}),
+        "Ulysses": {"ulysses_degree": 2},
+        "uneven ring": {"ring_degree": 2, "ring_anything": True},
+        "uneven Ulysses": {"ulysses_degree": 2, "ulysses_anything": True},
+        "ring": {"ring_degree": 2},
     },
     4: {
-        "Wan, both": (WAN, {"ulysses_degree": 2, "ring_degree": 2}),
-        "Wan, uneven ring": (UNEVEN_WAN, {"ring_degree": 4, "ring_anything": True}),
-        "Qwen-Image, uneven ring": (UNMASKED_QWEN, {"ring_degree": 4, "ring_anything": True}),
+        "both": {"ulysses_degree": 2, "ring_degree": 2},
+        "uneven ring": {"ring_degree": 4, "ring_anything": True},
+        "Ulysses": {"ulysses_degree": 4},
+        "uneven Ulysses": {"ulysses_degree": 4, "ulysses_anything": True},
+        "ring": {"ring_degree": 4},
     },
 }
-ALL, SOME = list(STRATEGIES), ["first block", "stack", "attention", "guidance"]
-PLANS = {"HunyuanVideo": PLAN}
+ONLY = {"HunyuanVideo": "Ulysses"}  # its attention takes a mask, which an uneven ring does not
+WEIGHTS = ("Flux", "Flux.2", "Qwen-Image")  # models whose weights diffusers shares out, too
+OFFLOADED = ("first block", "stack", "attention", "guidance")
+
+
+def cases(world):
+    """Each model with each strategy, one after the other in another of the ways: model, way, job."""
+    ways = cycle(WAYS[world])
+    for name in EVEN:
+        yield from ((name, ONLY.get(name) or next(ways), job) for job in STRATEGIES)
+    if world == 2:
+        yield from ((name, "weights", job) for name in WEIGHTS for job in STRATEGIES)
+        yield from ((name, "offloaded", job) for name in ("Wan", "Flux") for job in OFFLOADED)
+
+
+def parallel(name, way, rank, world):
+    """The model among the ranks, and how it is called."""
+    models = UNEVEN if way.startswith("uneven") else UNMASKED if way == "both" else EVEN
+    denoiser = models[name]
+    model = made(denoiser)
+    if way == "weights":
+        model.enable_parallelism(config=TensorParallelConfig(tp_degree=world))
+    else:
+        degrees = WAYS[world]["Ulysses" if way == "offloaded" else way]
+        model.enable_parallelism(config=ContextParallelConfig(**degrees), cp_plan=plan_of(model))
+    if way == "offloaded":  # by each rank as it likes
+        here = torch.device("cpu")
+        model.enable_group_offload(here, here, "leaf_level") if rank == 0 else cpu_offload(model, here)
+    return denoiser, model
 
 
 def with_sums(native):
@@ -108,6 +111,7 @@ def sample(denoiser, model, strategy):
         report = handle.report
         report.close()
         told = {"actions": [call.action for call in report.calls], "blocks": report.blocks, "notes": report.notes}
+        told["measures"] = [call.measure for call in report.calls]
         return told | {"share": report.computed_share, "latent": latent.flatten().tolist()}
 
 
@@ -117,16 +121,17 @@ def main(rank, world, store, result):
     logging.Logger.warning_once = lambda *_: None  # comes with transformers; diffusers calls it all the same
     attention_dispatch._native_attention_forward_op = with_sums(attention_dispatch._native_attention_forward_op)
     dist.all_gather = all_gather_any
+    tensor_parallel._SUPPORTED_TP_DEVICES = ("cpu",)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
     torch.accelerator.device_count = lambda: 1  # diffusers takes for granted that there is an accelerator
-    found, turns = {}, count()
-    for name, (denoiser, degrees) in CASES[world].items():
-        parallel = made(denoiser)
-        parallel.enable_parallelism(config=ContextParallelConfig(**degrees), cp_plan=PLANS.get(name))
-        for job, strategy in ((job, STRATEGIES[job]) for job in (ALL if name in ("Wan", "Qwen-Image") else SOME)):
-            if next(turns) % world == rank:  # each rank does some of the runs by one process
-                found[f"{name}: {job}, one process"] = sample(denoiser, made(denoiser), strategy)
-            found[f"{name}: {job}"] = sample(denoiser, parallel, strategy)
+    found, models = {}, {}
+    for turn, (name, way, job) in enumerate(cases(world)):
+        if (name, way) not in models:
+            models[name, way] = parallel(name, way, rank, world)
+        denoiser, model = models[name, way]
+        found[f"{name}, {way}: {job}"] = sample(denoiser, model, STRATEGIES[job])
+        if turn % world == rank:  # each rank does some of the runs by one process
+            found[f"{name}, {way}: {job}, one process"] = sample(denoiser, made(denoiser), STRATEGIES[job])
     Path(result).write_text(json.dumps(found))
     dist.barrier()
     dist.destroy_process_group()

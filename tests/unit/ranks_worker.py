@@ -17,6 +17,7 @@ from toy import Attending, C, SingleBlock, W, sigmas_of
 
 from cache_core import CacheRun, Schedule
 from cache_core.model import rehearsal
+from cache_core.run.alike import Decisions
 from cache_core.run.ranks import Ranks
 from cache_core.strategies.first_block import FirstBlockCache
 from cache_core.strategies.pyramid_attention import PyramidAttentionBroadcast
@@ -58,12 +59,14 @@ def sample(strategy, latent, gathers, group, free=None, prompt=lambda step: "pro
     """A sampling run of this rank's tokens: its decisions, and the latent it ends with."""
     model, sigmas = Spread(gathers), sigmas_of(16)
     run = CacheRun([strategy], Schedule(sigmas), ranks=Ranks(group), free=lambda device: free)
+    decisions = Decisions(run.state.terms.ranks)
     for step, (now, following) in enumerate(pairwise(sigmas)):
         level = torch.full((1,), now)
         run.begin_evaluation()
         velocity = run.call_model(model, lambda latent=latent, level=level: model(latent, level), level, [prompt(step)])
         latent = latent + (following - now) * velocity
     run.report.close()
+    decisions.tell(run.report)
     actions = [call.action for call in run.report.calls]
     return {
         "actions": actions,
@@ -90,6 +93,7 @@ def jobs(rank, world):
     yield "in a group", sample(first_block, mine, False, group)[0]
     changes = lambda step: "prompt" if rank < world - 1 or step < 6 else "another"  # noqa: E731
     yield "new on one rank", sample(first_block, mine, False, group, prompt=changes)[0]
+    yield "apart", sample(TaylorSeerCache(cache_level="model"), mine, False, group, prompt=changes)[0]
     misread = rehearsal.relative_error
     rehearsal.relative_error = (lambda *_: 1.0) if rank == world - 1 else misread
     yield "misread on one rank", sample(first_block, mine, True, group)[0]

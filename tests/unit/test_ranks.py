@@ -60,6 +60,14 @@ def test_a_branch_that_is_new_on_one_rank_is_computed_on_all(world):
 
 
 @each_world
+def test_ranks_of_a_group_that_decided_apart_are_told_so_by_the_last(world):
+    decisions = [rank["apart"]["actions"] for rank in results(world)]
+    assert decisions[-1] != decisions[0] and "forecast" in decisions[0]
+    told = {job for rank in results(world) for job, each in rank.items() if "decided apart" in str(each.get("notes"))}
+    assert told == {"apart"}
+
+
+@each_world
 def test_blocks_that_one_rank_could_not_read_always_run_on_all(world):
     for rank in results(world):
         assert set(rank["misread on one rank"]["actions"]) == {"computed"}

@@ -66,8 +66,8 @@ def apply(
     `config` is one of our strategies, or diffusers' config of First Block Cache, TaylorSeer, Pyramid Attention
     Broadcast or FasterCache. `scheduler` is the pipeline's, so that the step can be read off its schedule.
     `strict_parity` (diffusers' configs only) reproduces diffusers 0.42.1 bit for bit, with its known defects.
-    `group` is a process group of torch.distributed whose ranks share the tokens of each forward pass, so that they
-    decide alike. With diffusers' own context parallelism, `model.enable_parallelism(...)`, it is found by itself.
+    `group` is a process group of torch.distributed whose ranks share the tokens of each forward pass, its weights or
+    the prompts, so that they decide alike. With diffusers' own `model.enable_parallelism(...)` it is found by itself.
 
     Raises ValueError if caching is enabled already or the config cannot be used. Nothing is attached then.
     """
@@ -126,9 +126,9 @@ def cache_context(model: nn.Module, name: str, **fields: Any) -> Iterator[None]:
 
 def _engine(model: nn.Module, config: Any, strict_parity: bool, scheduler: Any, group: Any) -> Any:
     from .cached import CachedModel
-    from .parallel import context_parallel_group
+    from .parallel import parallel_group
 
-    if strict_parity and (group is not None or context_parallel_group(model) is not None):
+    if strict_parity and (group is not None or parallel_group(model) is not None):
         raise ValueError(
             "strict_parity does as diffusers does, where each rank decides alone, and ranks that share a forward pass "
             "would wait for each other for ever. Leave out strict_parity."

@@ -25,7 +25,7 @@ from .arguments import Arguments
 from .configs import settings_of
 from .grids import on_grid
 from .guidance import GIVEN, JOINED, WITHOUT, joined_output
-from .parallel import TokenSplits, context_parallel_group
+from .parallel import TokenSplits, parallel_group
 from .prompts import Origin, Prompts
 from .room import free_away, free_on
 from .sampling import Sampling, models_along
@@ -85,8 +85,9 @@ class CachedModel:
         except AnotherStep:
             self._end()  # a call of a run of its own is computed
             return self.call(forward, args, kwargs, context)
-        except BaseException:
-            self._drop()
+        except BaseException as error:
+            if (sampling := self._drop()) is not None:
+                sampling.decisions.fail(error)
             raise
         sampling.run.report.seconds = sampling.seconds
         if sampling.is_complete:
@@ -115,15 +116,15 @@ class CachedModel:
             self._end()
 
     def _end(self) -> None:
-        if (sampling := self._sampling) is not None:
-            self._drop()
+        if (sampling := self._drop()) is not None:
             with sampling.run.telling():
                 logger.info(sampling.told())
 
-    def _drop(self) -> None:
+    def _drop(self) -> Sampling | None:
         sampling, self._sampling = self._sampling, None
         if sampling is not None:
             sampling.run.free()
+        return sampling
 
     def _timestep(self, arguments: Arguments, context: CacheContext | None, branch: str) -> float | None:
         """The config's callback knows best, then the context, then the argument. May read the device."""
@@ -131,8 +132,7 @@ class CachedModel:
         told = None if self.settings.timestep is None else self.settings.timestep()
         if told is None and context is not None:
             told = context.sigma if context.timestep is None else context.timestep
-        if told is None:
-            told = arguments.timestep
+        told = arguments.timestep if told is None else told
         if told is None:
             self._say(NO_TIMESTEP, type(self.model).__name__)
             return None
@@ -169,7 +169,7 @@ class CachedModel:
         schedule = schedule_for(self.scheduler, timestep, rises)
         if schedule.is_open and any(getattr(strategy, "spacing", "") == "sigma" for strategy in strategies):
             self._say(NO_SCHEDULER) if self.scheduler is None else self._say(OTHER_SCHEDULER, timestep)
-        group = self.group if self.group is not None else context_parallel_group(self.model)
+        group = self.group if self.group is not None else parallel_group(self.model)
         splits = TokenSplits(self.model)
         ranks = Ranks(group, splits.hooks, (WITHOUT,))
         run = CacheRun(strategies, schedule, ranks=ranks, free=free_on, free_away=free_away)

@@ -20,10 +20,13 @@ ORDER = (
 )
 
 
-def context_parallel_group(model: nn.Module) -> Any:
-    """The ranks among which diffusers splits the tokens, if `model.enable_parallelism` was called for that."""
-    config = getattr(getattr(model, "_parallel_config", None), "context_parallel_config", None)
-    return None if config is None else config._flattened_mesh.get_group()
+def parallel_group(model: nn.Module) -> Any:
+    """The ranks among which diffusers splits the tokens or the weights, if `model.enable_parallelism` was called."""
+    config = getattr(model, "_parallel_config", None)
+    if tokens := getattr(config, "context_parallel_config", None):
+        return tokens._flattened_mesh.get_group()
+    weights = getattr(config, "tensor_parallel_config", None)
+    return None if weights is None else weights._mesh.get_group()
 
 
 class TokenSplits:

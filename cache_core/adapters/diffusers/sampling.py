@@ -118,6 +118,8 @@ class Sampling:
 
     def begin_evaluation(self, timestep: float, device: torch.device) -> None:
         """The next one, at this timestep."""
+        if self.reading is None:
+            self.run.state.terms.ranks.require_alike(self.run.state.terms.strategies, device)
         self.called_before, self.called, self.given = frozenset(self.called), {}, None
         self.new_prompts, self.has_new_prompt = self.new_prompts + 1 if self.has_new_prompt else 0, False
         if self.new_prompts == MOST_NEW_PROMPTS:
