@@ -105,7 +105,8 @@ def test_the_attentions_that_save_most_work_a_byte_are_kept_of_a_tiny_ltx_2(comf
     assert {name for name in work if name.endswith((".attn1", ".video_to_audio_attn"))} <= best <= kept
     assert f" {len(kept)} of {len(work)} attentions fit in" in " ".join(report.notes) and report.count("reused") >= 2
     assert sum(map(work.get, kept)) > sum(map(work.get, kept_by_kind(seen.gives, limit)))
-    assert 0.9 * needed / 2 <= report.bytes_held <= report.bytes_foretold <= needed / 2
+    largest = needed * max(seen.gives.values()) / sum(seen.gives.values())
+    assert needed / 2 - largest < report.bytes_held <= report.bytes_foretold <= needed / 2
 
 
 def test_what_comfyui_says_is_free_less_what_the_model_needs_may_be_held(demo, comfy, cached, reports, monkeypatch):
