@@ -52,26 +52,24 @@ def mended(run: RunState, predict: Predict) -> Predict:
     """
 
     def predicted(*wanted: bool) -> tuple[Tensor | None, Tensor | None]:
-        evaluation, known = run.evaluation, set(run.evaluation.contexts)
-        why, is_told = "", run.runs_all_prompts
+        evaluation, known, failed = run.evaluation, set(run.evaluation.contexts), ""
         ask, run.has_left_out = evaluation.noting(predict), run.has_left_out or wanted != BOTH
         try:
             predictions = ask(*wanted)
         except Exception as error:
             if not (run.has_left_out and run.terms.may_ask_again_after(error)):
                 raise
-            why = FAILED.format(type(error).__name__, str(error))
+            failed = FAILED.format(type(error).__name__, str(error))
         else:
             if not run.was_called:
                 run.someone_else_answered()
             if not evaluation.is_answered:
                 run.computed_for = wanted
-            if wanted in (BOTH, run.computed_for):
-                return predictions
-        run.begin_again(known)  # nothing refers to what failed by now
-        predictions = (ask(*GIVEN)[0], ask(*WITHOUT)[1]) if wanted == BOTH else ask(*BOTH)
-        if why and not is_told:
-            run.report.note(why)
+        if failed or wanted not in (BOTH, run.computed_for):
+            run.begin_again(known, failed)  # nothing refers to what failed by now
+            predictions = (ask(*GIVEN)[0], ask(*WITHOUT)[1]) if wanted == BOTH else ask(*BOTH)
+        if run.why_all_prompts:
+            run.report.note(run.why_all_prompts)
         return predictions
 
     return predicted

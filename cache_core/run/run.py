@@ -154,7 +154,7 @@ class CacheRun:
         self, model: nn.Module, predict: Predict, sigma: Tensor, context: Hashable, label: str, latent: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         strategy, evaluation = self.state.terms.at_guidance, self.state.evaluation
-        if strategy is None or self.state.runs_all_prompts or self.state.others_seen >= FEW_TIMES:
+        if strategy is None or self.state.why_all_prompts or self.state.others_seen >= FEW_TIMES:
             return predict(True, True)
         state = self._new_call(self.state.models.of(model), sigma, [("guidance", context)])
         if latent is not None:

@@ -94,7 +94,7 @@ class RunState:
     is_evaluating: bool = False  # the host has begun an evaluation and not ended it
     asked_about: Callable[[], Tensor | None] = lambda: None  # the latent of that evaluation, as long as it lives
     has_left_out: bool = False  # a prompt was left out in an evaluation
-    runs_all_prompts: bool = False  # none is any more
+    why_all_prompts: str = ""  # why none is any more
     computed_for: tuple[bool, ...] = ()  # of which prompts the last predictions were that nobody else gave
     others_seen: int = 0  # calls about another latent than the step before
     began: float | None = None  # by the clock, with the first evaluation: the weights are loaded by then
@@ -146,12 +146,12 @@ class RunState:
             self.memories.forget_at("output")
         return self.paths.whole.has_noise
 
-    def begin_again(self, contexts: set[tuple[Hashable, int]]) -> None:
+    def begin_again(self, contexts: set[tuple[Hashable, int]], why: str) -> None:
         """A prompt was left out, and a call went wrong: the evaluation goes on from where it had called these branches.
 
         What was kept may be half made, so all of it is dropped. No prompt is left out any more.
         """
-        self.runs_all_prompts = True
+        self.why_all_prompts = self.why_all_prompts or why
         self.memories.clear()
         self.budget.close_lanes()
         self.evaluation.begin_again(contexts)
@@ -161,9 +161,7 @@ class RunState:
         self.evaluation.is_answered = True
         if self.terms.stand_in_for_calls:
             self.step_aside()
-        if self.terms.at_guidance is not None and not self.runs_all_prompts:
-            self.runs_all_prompts = True
-            self.report.note(ALL_PROMPTS)
+        self.why_all_prompts = self.why_all_prompts or ALL_PROMPTS
 
     def step_aside(self) -> None:
         """Someone else answers model calls: from now on no strategy stands in for any."""

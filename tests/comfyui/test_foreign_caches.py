@@ -401,6 +401,16 @@ def test_no_prompt_is_left_out_once_another_cache_has_answered(demo, cached, rep
     assert (latent - theirs(put)).norm() < 0.065 * theirs(put).norm()
 
 
+def test_nothing_is_said_of_a_negative_prompt_that_is_not_run(demo, cached, reports):
+    other = OtherCache()
+    model = cached(DOORS["model function wrapper"](other, demo.model()), FasterCache())
+    demo.sample(model, PROMPT, steps=STEPS, cfg=1.0)
+    (report,) = reports.all
+    assert len(other.answered) > 5
+    (told,) = [note for note in report.notes if "negative prompt" in note]
+    assert told.startswith("where cfg is 1")
+
+
 def test_a_cache_of_all_predictions_is_asked_again_where_it_gives_too_many(demo, cached, reports):
     """Around ComfyUI's calc_cond_batch, whose answers have no shape but what they are given."""
     from comfy.patcher_extension import WrappersMP
