@@ -12,7 +12,6 @@ from importlib.util import module_from_spec, spec_from_file_location
 from types import SimpleNamespace
 
 import pytest
-
 from conftest import Reports
 
 from cache_core.demo.server import PACK
