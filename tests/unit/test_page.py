@@ -182,6 +182,7 @@ def test_the_headline_says_what_was_gained_or_why_not_and_what_to_do(run, totals
             "25 s instead of about 40 s · 128 MiB of memory",
         ),
         ({"seconds_uncached": 2.51}, "2.5 s of sampling · 128 MiB of memory"),
+        ({"seconds": 1.36, "seconds_uncached": 1.44}, "1.4 s of sampling · 128 MiB of memory"),  # no 1.4 instead of 1.4
         ({"seconds_uncached": None, "bytes_held": 3 * 2**29}, "2.5 s of sampling · 1.5 GiB of memory"),
     ],
 )

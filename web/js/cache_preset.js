@@ -5,7 +5,7 @@ import "./style.js";
 import "./timeline.js"; // its strip comes first
 import { say } from "./words.js";
 
-/** What a Faster Sampling chose, and why. */
+/** What Faster Sampling chose, and why. */
 class Choice {
   part = /** @type {const} */ ("choice");
   root = html(

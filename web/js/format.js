@@ -57,8 +57,8 @@ export const wouldSkip = ({ threshold, skips, of }) => say("would_skip", { thres
 /** Seconds, bytes and repairs in a line. @param {Totals} totals */
 export function facts({ seconds, seconds_uncached, bytes_held, bytes_away = 0, gaps_repaired = 0 }) {
   const spent = decimal(seconds, seconds < 10 ? 1 : 0);
-  const without = seconds_uncached ?? 0;
-  const time = without > seconds * HARDLY ? say("instead", { seconds: spent, without: decimal(without, without < 10 ? 1 : 0) }) : "";
+  const uncached = seconds_uncached ?? 0, without = decimal(uncached, uncached < 10 ? 1 : 0);
+  const time = uncached > seconds * HARDLY && without !== spent ? say("instead", { seconds: spent, without }) : "";
   const held = bytes_held + bytes_away;
   const memory = held ? [say("memory", { amount: amount(held) })] : []; // nothing kept is nothing to tell
   const repaired = gaps_repaired ? [say("repaired", { count: gaps_repaired })] : [];
