@@ -42,10 +42,12 @@ def seen(video: Tensor) -> Seen:
     edge = torch.cat([hues[:, 0], hues[:, -1], hues[:, :, 0], hues[:, :, -1]], dim=1)
     background = COLORS[_most_frequent(edge)]
     inside = -functional.max_pool2d((hues == COLORS.index(background)).float(), 3, stride=1, padding=1) == 0
-    if inside.flatten(1).sum(1).min() < 4:
+    if not inside.any():
         return Seen(background=background)
     color = COLORS[_most_frequent(hues[inside])]
     masks = _share_of(color, background, video)
+    if masks.flatten(1).sum(1).min() < 4:  # pixels
+        return Seen(background=background)
     x, y, radius = _middles(masks)
     scores = _alike(_brought_to_the_middle(masks, x, y, radius))  # (frames, shapes, angles)
     shape = scores.amax(2).mean(0).argmax()

@@ -83,3 +83,10 @@ def test_in_noise_and_in_an_empty_picture_nothing_is_right(clips):
     noise = torch.rand(24, 5, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     assert yardstick.share_right(noise, clips)["all"] == 0
     assert yardstick.seen(torch.full((5, 3, 64, 64), 0.5)) == yardstick.Seen(background="white")
+    assert yardstick.seen(torch.full((5, 3, 64, 64), torch.nan)).color == ""  # of a training that went wrong
+
+
+def test_an_object_that_is_not_there_all_the_time_is_not_seen(videos):
+    video = videos[0].clone()
+    video[4:6] = video[0, :, :1, :1]  # the background of a corner
+    assert yardstick.seen(video).color == ""
