@@ -5,10 +5,9 @@ import torch
 from torch import nn
 from toy import C, Sampling, first_latent, reference, relative_error, sigmas_of, tensors_in, uncached
 
-from cache_core import CacheRun, Schedule
+from cache_core import Schedule
 from cache_core.strategies.taylorseer import TaylorSeerCache
 from cache_core.strategy.forecast import History
-from cache_core.strategy.step import schedule_of
 from cache_core.strategy.strategy import Site
 
 
@@ -47,7 +46,6 @@ LISTS = {
 def test_the_last_step_is_computed(toy, sigmas, spacing, interval):
     """It was forecast on even schedules, and where the interval is long."""
     sampling = Sampling(toy, (TaylorSeerCache(cache_interval=interval, spacing=spacing),), sigmas)
-    sampling.run = CacheRun(sampling.strategies, schedule_of(sigmas))
     sampling.sample(first_latent())
     assert computed_steps(sampling)[-1] == 19
     assert sampling.report.count("reused", "forecast") >= {2: 7, 3: 9, 5: 10}[interval]
