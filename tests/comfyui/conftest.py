@@ -68,6 +68,7 @@ _register("cache_core", ROOT / "cache_core")
 @pytest.fixture(scope="session")
 def comfy():
     """ComfyUI's modules, on the CPU, in this process."""
+    sys.path.insert(0, str(COMFYUI))  # pytest puts this repository first, where its folder's name is no Python name
     import comfy.cli_args
 
     comfy.cli_args.args.cpu = True
