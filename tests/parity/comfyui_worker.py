@@ -3,6 +3,7 @@
 python comfyui_worker.py TRANSFORMER VAE GIVEN RESULT, with ComfyUI's folder as PYTHONPATH
 """
 
+import importlib
 import sys
 
 import comfy.cli_args
@@ -16,6 +17,8 @@ comfy.cli_args.args.cpu = True  # before the imports below
 def main(transformer: str, vae: str, given: str, result: str) -> None:
     import comfy.sd
     import comfy.utils
+
+    importlib.import_module("comfy_extras.nodes_post_processing")  # imports nodes_latent, which imports it
     from comfy_extras.nodes_latent import LatentCutToBatch
 
     asked = load_file(given)
