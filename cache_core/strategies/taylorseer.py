@@ -11,7 +11,7 @@ from ..strategy.forecast import History, recursion_weights, safe_weights
 from ..strategy.packed import cache_device
 from ..strategy.repairing import repair, why_too_long
 from ..strategy.setting import check_dtype, check_expressions, counted, fits, memory_limit, setting
-from ..strategy.spacing import evenly_spaced_steps, nothing_between, sigma_spaced_steps, steps_between_turns
+from ..strategy.spacing import nothing_between, published_steps, sigma_spaced_steps, steps_between_turns
 from ..strategy.step import OpenSchedule, Schedule, Step
 from ..strategy.strategy import COMPUTE, Around, Call, Level, Site, Strategy
 from ..strategy.tensors import Features
@@ -97,9 +97,9 @@ class TaylorSeerCache(Strategy):
         """The steps computed because of warm-up and interval."""
         warm_up, interval = self.disable_cache_before_step, self.cache_interval
         if isinstance(schedule, OpenSchedule):
-            return steps_between_turns(schedule.count, schedule.expected_count, schedule.turns, warm_up, interval)
+            return steps_between_turns(schedule.count, schedule.turns, warm_up, interval)
         if self.spacing == "steps":
-            return evenly_spaced_steps(schedule.count, warm_up, interval)
+            return published_steps(schedule.count, warm_up, interval)
         return sigma_spaced_steps(schedule.times, warm_up, interval)
 
     @property
@@ -130,7 +130,7 @@ class TaylorSeerCache(Strategy):
 
     def why_unrepaired(self, schedule: Schedule) -> str:
         is_known = self.cache_level in ("output", "model")
-        return why_too_long(self._computed(schedule)) if is_known else f"cache_level is {self.cache_level}"
+        return why_too_long(schedule, self._computed(schedule)) if is_known else f"cache_level is {self.cache_level}"
 
     def forecast_from(self, state: TaylorSeerState) -> History:
         return state.outputs
@@ -191,7 +191,7 @@ class TaylorSeerCache(Strategy):
     spacing: str = setting(
         "sigma",
         "Where the computed steps are. 'sigma': evenly along the noise level, right for schedules with a shift. "
-        "'steps': every so many steps, as published, and the last; closer at interval 2. Usual: 'sigma'.",
+        "'steps': every so many steps, as published. Usual: 'sigma'.",
         choices=("sigma", "steps"),
     )
     memory_limit_gb: float = memory_limit("blocks or modules", 2, "3/3", "6/12", "50/150", "115/346", "38/77")

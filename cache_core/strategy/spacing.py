@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import pairwise
 
 from .step import SAME_SIGMA, Step
 
@@ -22,25 +21,15 @@ def published_steps(count: int, warm_up: int, interval: int) -> tuple[int, ...]:
 
 
 @lru_cache(maxsize=32)
-def evenly_spaced_steps(count: int, warm_up: int, interval: int) -> tuple[int, ...]:
-    """The same and the last step, as a forecast made there is in the picture whatever it is worth.
-
-    >>> evenly_spaced_steps(20, warm_up=3, interval=5)
-    (0, 1, 2, 7, 12, 17, 19)
-    """
-    return tuple(sorted({*published_steps(count, warm_up, interval), *range(count)[-1:]}))
-
-
-@lru_cache(maxsize=32)
 def sigma_spaced_steps(times: tuple[float, ...], warm_up: int, interval: int) -> tuple[int, ...]:
-    """The published steps, moved to near the times at which an even schedule would compute them, and the last step.
+    """The same number of steps, near the times at which an even schedule would compute them.
 
     A shifted schedule crowds its steps at high noise, where the output hardly changes from one to the next, and strides
-    at low noise. Spaced by index, the computed steps do so too: then as many are up to 13 dB further from the truth.
-    `times` is the whole schedule with its end, noisiest first.
+    at low noise. Spaced by index, the computed steps do so too, and what is forecast then loses to taking fewer steps.
+    On an even schedule both rules choose the same steps. `times` is the whole schedule with its end, noisiest first.
 
     >>> sigma_spaced_steps((1.0, 0.75, 0.5, 0.25, 0.0), warm_up=1, interval=2)
-    (0, 2, 3)
+    (0, 2)
     >>> sigma_spaced_steps((1.0, 0.95, 0.9, 0.6, 0.0), warm_up=1, interval=2)
     (0, 3)
     """
@@ -51,41 +40,18 @@ def sigma_spaced_steps(times: tuple[float, ...], warm_up: int, interval: int) ->
         target = even + OWN_SHARE * (times[index] - even)
         free = (step for step in range(count) if step not in chosen)
         chosen.add(min(free, key=lambda step: abs(times[step] - target)))
-    return _ending(tuple(sorted(chosen)), times, warm_up)
+    return tuple(sorted(chosen))
 
 
-def _ending(steps: tuple[int, ...], times: tuple[float, ...], warm_up: int) -> tuple[int, ...]:
-    """As many steps, with the last of all among them: some are moved, or that one is added.
+def steps_between_turns(count: int, turns: list[int], warm_up: int, interval: int) -> tuple[int, ...]:
+    """The same where sigmas turn round: both begin anew. The step that leads there, mostly a long one, is computed too.
 
-    Of the later gaps the shortest get a step longer, or the last but one: what is forecast early, or last, counts for
-    more. Where that would take more than half of all gaps, forecasts would lose more than one step saves.
-    """
-    first, last = max(warm_up, 1), len(times) - 2
-    left, gaps = last - max(steps, default=-1), max(len(steps) - first, 0)
-    if left > gaps // 2:
-        return (*steps, last)
-    for _ in range(left):
-        lengths = {at: abs(times[steps[at]] - times[steps[at - 1]]) for at in range(first + gaps // 2, len(steps))}
-        shortest = min(lengths, key=lambda at: (round(lengths[at], 6), at == len(steps) - 1, -at))
-        steps = (*steps[:shortest], *(step + 1 for step in steps[shortest:]))
-    return steps
-
-
-def steps_between_turns(
-    reached: int, count: int | None, turns: list[int], warm_up: int, interval: int
-) -> tuple[int, ...]:
-    """Of the steps reached so far, those evenly spaced between turns of the sigmas, where both begin anew.
-
-    So the step that leads to a turn, mostly a long one, is computed too. Where nobody knows how many steps the run
-    will have, nor is its last.
-
-    >>> steps_between_turns(10, 10, [0, 6], warm_up=1, interval=3)
+    >>> steps_between_turns(10, [0, 6], warm_up=1, interval=3)
     (0, 3, 5, 6, 9)
     """
-    legs = [evenly_spaced_steps(after - turn, warm_up, interval) for turn, after in pairwise(turns)]
-    spaced, end = (published_steps, reached) if count is None else (evenly_spaced_steps, count)
-    legs.append(spaced(end - turns[-1], warm_up, interval))
-    return tuple(turn + step for turn, leg in zip(turns, legs) for step in leg if turn + step < reached)
+    published, ends = published_steps(count, warm_up, interval), [*turns[1:], count]
+    steps = {turn + step for turn, end in zip(turns, ends) for step in published if turn + step < end}
+    return tuple(sorted(steps | {turn - 1 for turn in turns[1:]}))
 
 
 def nothing_between(before: int, after: int) -> str:

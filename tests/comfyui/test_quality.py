@@ -52,7 +52,7 @@ def fewer_steps(pictures, shift, count, share):
 
 @pytest.mark.parametrize(
     ("shift", "interval", "share", "gain"),
-    [(1, 2, 0.55, 5), (1, 3, 0.40, 7), (1, 5, 0.35, 4), (3, 3, 0.40, 3), (6, 3, 0.40, 3)],
+    [(1, 2, 0.55, 5), (1, 3, 0.40, 7), (1, 5, 0.30, 4), (3, 3, 0.40, 3), (6, 3, 0.40, 3)],
 )
 def test_taylorseer_beats_fewer_steps(pictures, shift, interval, share, gain):
     """Its steps are planned, the same for all pictures, so that many can be sampled in one batch."""
@@ -61,14 +61,10 @@ def test_taylorseer_beats_fewer_steps(pictures, shift, interval, share, gain):
     assert closeness(cached, pictures.plain(shift, 48)) >= fewer_steps(pictures, shift, 48, share) + gain
 
 
-def test_on_a_shifted_schedule_as_many_steps_are_closer_when_spaced_along_sigma(pictures):
-    by_steps, along_sigma = (
-        pictures.cached(6, 48, strategy, one_by_one=False)
-        for strategy in (TaylorSeerCache(cache_interval=4, spacing="steps"), TaylorSeerCache(cache_interval=3))
-    )
-    assert by_steps[1][0].computed_share == along_sigma[1][0].computed_share == pytest.approx(0.40)
-    uncached = pictures.plain(6, 48)
-    assert closeness(along_sigma[0], uncached) > closeness(by_steps[0], uncached) + 5
+def test_the_published_spacing_loses_to_fewer_steps_on_a_shifted_schedule(pictures):
+    published = TaylorSeerCache(cache_interval=3, spacing="steps", weights="recursion")
+    cached, _ = pictures.cached(6, 48, published, one_by_one=False)
+    assert closeness(cached, pictures.plain(6, 48)) < fewer_steps(pictures, 6, 48, 0.40)
 
 
 @pytest.mark.parametrize("shift", [1, 3, 6])

@@ -228,7 +228,6 @@ def test_off_is_bit_identical_and_puts_nothing_anywhere(strategy):
         ([TaylorSeerCache(cache_interval=3, repair="on")], sigmas_of(20), TOO_LONG),
         ([TaylorSeerCache(cache_interval=3, repair="on")], sigmas_of(30), ""),
         ([TaylorSeerCache(cache_interval=2, repair="on")], sigmas_of(20, shift=3), ""),
-        ([TaylorSeerCache(cache_interval=2, spacing="steps", repair="on")], sigmas_of(20, shift=6), ""),
         ([TaylorSeerCache(cache_interval=2, cache_level="block", repair="on")], SIGMAS, "cache_level is block"),
         ([BOTH[0], FasterCache()], SIGMAS, BESIDE),
         ([BOTH[0]], [1.0, 0.5, 0.8, 0.0], NOT_FALLING),

@@ -14,9 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cache_core import COMPUTE, CacheRun, Report, Strategy
+from cache_core import COMPUTE, CacheRun, Report, Schedule, Strategy
 from cache_core.strategy.forecast import History
-from cache_core.strategy.step import schedule_of
 
 C, W, IMAGE, TEXT = 4, 16, 10, 6
 PICTURE = (6, 10)  # height, width of latents that are pictures
@@ -252,7 +251,7 @@ class Sampling:
     texts: dict[str, Tensor] = field(default_factory=lambda: TEXTS)
 
     def __post_init__(self) -> None:
-        self.run = None if self.strategies is None else CacheRun(self.strategies, schedule_of(self.sigmas))
+        self.run = None if self.strategies is None else CacheRun(self.strategies, Schedule(self.sigmas))
 
     @property
     def report(self) -> Report:
