@@ -164,7 +164,7 @@ def test_what_are_no_samples_is_refused_with_what_to_connect(probed, value):
     prompt[REPORT]["inputs"]["samples"] = value
     answer = answer_to(probed, prompt)
     assert (answer.ending, answer.at) == ("error", REPORT)
-    assert answer.said.startswith("Cache Report: samples is ") and "connect" in answer.said
+    assert answer.said.startswith("What Was Skipped (Cache Report): samples is ") and "connect" in answer.said
 
 
 @pytest.mark.parametrize("kind", CACHE_NODES.values(), ids=TITLES.get)
