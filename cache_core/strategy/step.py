@@ -102,9 +102,9 @@ class Schedule:
         return abs(last - first)
 
     def how_far(self, few: int, usual: int) -> float:
-        """How far a step goes in the model's noise range, in steps of a `usual` run: above 1 in runs of `few` only."""
+        """How far a step goes in time, in steps of a `usual` run from noise: above 1 in runs of `few` only."""
         count = self.expected_count
-        return max(1.0, usual * self.share_of_range / count) if count and count <= few else 1.0
+        return max(1.0, usual * abs(self.times[0] - self.times[-1]) / count) if count and count <= few else 1.0
 
     @cached_property
     def timesteps(self) -> tuple[float, ...]:
