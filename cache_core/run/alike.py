@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
@@ -27,12 +28,17 @@ GROUP_APART = "the ranks of the group decided apart: what one reused, another co
 FAILED = "Refrain: the run can't go on, for another rank of its group has failed. {}"
 
 
+_RUNS: Counter[str] = Counter()  # that each group has begun in this process, by its name
+
+
 class Decisions:
     """What this rank and the others decide in one run. Made when the run begins."""
 
     def __init__(self, ranks: Ranks) -> None:
-        self.ranks, self.began = ranks, time.time()
+        self.ranks, self.began, self.number = ranks, time.time(), 0
         if ranks.group is not None:
+            _RUNS[ranks.group.group_name] += 1
+            self.number = _RUNS[ranks.group.group_name]
             with suppress(RuntimeError):  # the process that holds the store may be gone
                 _write("failed", ranks.group, "")
 
@@ -62,11 +68,11 @@ class Decisions:
             return
         group = torch.distributed.group.WORLD if self.ranks.group is None else self.ranks.group
         side, decided = self._side_of(report), str(crc32(bytes(call.action == "computed" for call in report.calls)))
-        _write("decided", group, f"{self.began} {time.time()} {side} {decided}")
+        _write("decided", group, f"{self.number} {self.began} {time.time()} {side} {decided}")
         for told in _read("decided", group):
-            *times, their_side, theirs = told.split()
+            number, *times, their_side, theirs = told.split()
             share = self.ranks.group is not None or {side, their_side} == {"leads", "follows"}
-            if share and self._is_this_run(*map(float, times)) and decided != theirs:
+            if share and self._is_this_run(int(number), *map(float, times)) and decided != theirs:
                 report.note(APART if self.ranks.group is None else GROUP_APART)
                 logger.warning("Refrain: %s", report.notes[-1])
                 return
@@ -75,11 +81,15 @@ class Decisions:
         branches, follow = {branch for call in report.calls for branch in call.branches}, set(self.ranks.follow)
         return "follows" if branches <= follow else "both" if branches & follow else "leads"
 
-    def _is_this_run(self, began: float, ended: float) -> bool:
-        """Whether another rank's run, by its clock, was at the same time as this one: each was on in the other's
-        middle. What ranks tell is written over by their next run.
+    def _is_this_run(self, number: int, began: float, ended: float) -> bool:
+        """Whether another rank's run is this one: the group's with this number, in one that begins all runs together.
+
+        Without a group, if by its clock it was at the same time: each was on in the other's middle. What ranks tell is
+        written over by their next run.
         """
         now = time.time()
+        if self.ranks.group is not None:
+            return number == self.number and began < now and self.began < ended
         return began < (self.began + now) / 2 < ended and self.began < (began + ended) / 2 < now
 
 
