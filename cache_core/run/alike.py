@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
@@ -28,18 +27,14 @@ GROUP_APART = "the ranks of the group decided apart: what one reused, another co
 FAILED = "Refrain: the run can't go on, for another rank of its group has failed. {}"
 
 
-_RUNS: Counter[str] = Counter()  # that each group has begun in this process, by its name
-
-
 class Decisions:
     """What this rank and the others decide in one run. Made when the run begins."""
 
     def __init__(self, ranks: Ranks) -> None:
         self.ranks, self.began, self.number = ranks, time.time(), 0
         if ranks.group is not None:
-            _RUNS[ranks.group.group_name] += 1
-            self.number = _RUNS[ranks.group.group_name]
             with suppress(RuntimeError):  # the process that holds the store may be gone
+                self.number = _count_run(ranks.group)
                 _write("failed", ranks.group, "")
 
     def fail(self, error: BaseException) -> None:
@@ -91,6 +86,12 @@ class Decisions:
         if self.ranks.group is not None:
             return number == self.number and began < now and self.began < ended
         return began < (self.began + now) / 2 < ended and self.began < (began + ended) / 2 < now
+
+
+def _count_run(group: Any) -> int:
+    """How many runs this rank has begun in the group, this one too."""
+    store = torch.distributed.distributed_c10d._get_default_store()
+    return store.add(_key("runs", group, torch.distributed.get_rank()), 1)
 
 
 def _write(kind: str, group: Any, text: str) -> None:
