@@ -9,7 +9,7 @@ import torch
 from einops import rearrange, repeat
 from torch import Tensor
 
-from .scene import PLACES, Pose, grid, ground, tinted, with_object
+from .scene import PLACES, Pose, chances, grid, ground, tinted, with_object
 
 COLORS = ("red", "yellow", "green", "blue", "purple", "white")
 SHAPES = ("ball", "triangle", "star", "heart", "cross", "moon")
@@ -83,10 +83,7 @@ def render(clips: Sequence[Clip], frames: int, size: int = 64, generator: torch.
 
     A frame more shows more of the same motion: an object is as fast in videos of 5 frames as in those of 15.
     """
-
-    def uniform(low: float, high: float, channels: int = 1) -> Tensor:
-        return low + (high - low) * torch.rand(len(clips), channels, 1, 1, generator=generator)
-
+    uniform = chances(len(clips), generator)
     x, y = grid(size)
     color = tinted([clip.color for clip in clips], uniform)
     background = tinted([clip.background for clip in clips], uniform)

@@ -71,16 +71,22 @@ def prompt_of(scene: Scene) -> str:
 
 def render(scenes: Sequence[Scene], size: int = 64, generator: torch.Generator | None = None) -> Tensor:
     """Pictures (batch, 3, size, size) in 0..1. Colours, places, angles and light vary a little from call to call."""
-
-    def uniform(low: float, high: float, channels: int = 1) -> Tensor:
-        return low + (high - low) * torch.rand(len(scenes), channels, 1, 1, generator=generator)
-
+    uniform = chances(len(scenes), generator)
     x, y = grid(size)
     color = tinted([scene.color for scene in scenes], uniform)
     background = tinted([scene.background for scene in scenes], uniform)
     picture = ground([scene.pattern for scene in scenes], background, x, y, uniform)
     pose = _pose(scenes, uniform)
     return with_object(picture, [scene.shape for scene in scenes], color, pose, x, y).clamp(0, 1)
+
+
+def chances(count: int, generator: torch.Generator | None) -> Uniform:
+    """Makes random numbers (count, channels, 1, 1) between two bounds."""
+
+    def uniform(low: float, high: float, channels: int = 1) -> Tensor:
+        return low + (high - low) * torch.rand(count, channels, 1, 1, generator=generator)
+
+    return uniform
 
 
 def grid(size: int) -> tuple[Tensor, Tensor]:
