@@ -56,10 +56,12 @@ class Evaluation:
         before, self.before = self if self.contexts else self.before, None  # no chain of them
         return Evaluation(self.number + 1, before, sigma, missed_leader=self.missed_leader)
 
-    def own_contexts(self, contexts: Sequence[Hashable]) -> tuple[tuple[Hashable, int], ...]:
+    def own_contexts(self, contexts: Sequence[Hashable], model: nn.Module) -> tuple[tuple[Hashable, int], ...]:
         """Apart from other calls of the same branch in this evaluation, such as a guidance's second look.
 
-        If one of them was not in the evaluation before, all compute.
+        If one of them was not in the evaluation before, all compute. Where models are called in threads, none goes on
+        before the branches of all are known: one may have come from another model, and has nothing to reuse on its new
+        one.
         """
         with self._told:
             own = []
@@ -72,6 +74,10 @@ class Evaluation:
             before = self.before or Evaluation()
             if not before.contexts.issuperset(own):
                 self.all_compute, self.changes = True, before.changes + 1
+            if (lead := self.lead) is not None:
+                lead.unheard.discard(uncompiled(model))
+                self._told.notify_all()
+                self.missed_leader |= not self._told.wait_for(lambda: not lead.unheard, PATIENCE)
             return tuple(own)
 
     def measured(self, strategy: Strategy, site: Site, model: nn.Module, measure: Callable[[], float]) -> float:
@@ -122,15 +128,16 @@ class Evaluation:
                 self.ended_call(self.lead.model)
             self.lead = None
 
-    def begin_threads(self, leader: nn.Module) -> None:
-        """Branches begin to run in threads, one or more of them on this model: what it measures counts for all."""
-        self.lead = _Lead(uncompiled(leader))
+    def begin_threads(self, leader: nn.Module, models: Sequence[nn.Module]) -> None:
+        """Branches begin to run in threads on these models: what the one that leads measures counts for all."""
+        self.lead = _Lead(uncompiled(leader), {uncompiled(model) for model in models})
 
     def ended_call(self, model: nn.Module) -> None:
         """A call of this model is over, or the thread that was to call it, be it with an error."""
         with self._told:
-            if self.lead is not None and self.lead.model is uncompiled(model):
-                self.lead.is_over = True
+            if self.lead is not None:
+                self.lead.unheard.discard(uncompiled(model))
+                self.lead.is_over |= self.lead.model is uncompiled(model)
                 self._told.notify_all()
 
 
@@ -139,4 +146,5 @@ class _Lead:
     """The model that leads, and whether its first call is over: what was not measured in that one is not any more."""
 
     model: nn.Module
+    unheard: set[nn.Module]  # models in threads whose first branches are not known yet
     is_over: bool = False

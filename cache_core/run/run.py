@@ -184,7 +184,7 @@ class CacheRun:
         evaluation, reading = state.evaluation, state.evaluation.sigma
         if reading is None or reading.tensor.device != sigma.device:
             reading = SigmaReading(sigma, state.terms.schedule, state.paths)
-        own = evaluation.own_contexts(contexts)
+        own = evaluation.own_contexts(contexts, model.module)
         if evaluation.changes == MOST_CHANGES:
             self.report.note(BRANCHES_CHANGE)
         return CallState(state, model, reading, own, evaluation, Stopwatch(reading.tensor.device))

@@ -81,7 +81,7 @@ class Threads(Sampling):
         with self.run.state.evaluation.in_threads(list(latents)):
             if not self.are_on:
                 return {name: call(name)[name] for name in latents}
-            self.run.state.evaluation.begin_threads(self.leader)
+            self.run.state.evaluation.begin_threads(self.leader, [self.models[name] for name in latents])
             futures = {name: self.pools[name].submit(call, name) for name in latents}
             errors = [future.exception(LIMIT) for future in futures.values()]
             for error in filter(None, errors):
@@ -121,6 +121,28 @@ def test_threads_decide_and_draw_as_one_thread_does_whichever_is_first(toy, stra
     assert threads.report.bytes_held == one.report.bytes_held > 0
 
 
+@dataclass
+class MovedThreads(Threads):
+    """One branch, the one that begins last, comes to another model in mid-run."""
+
+    def calls(self, latents, index):
+        if index == 6:
+            self.models[self.late] = copy.deepcopy(self.toy)
+        return super().calls(latents, index)
+
+
+@pytest.mark.parametrize("late", [NEGATIVE, POSITIVE])
+@pytest.mark.parametrize("strategy", [*MANY, FirstBlockCache(residual_diff_threshold=1.0), ReuseAlways()], ids=in_words)
+def test_a_branch_that_comes_to_another_model_makes_all_compute(toy, strategy, late):
+    threads = MovedThreads(toy, (strategy,), late=late)
+    threads.sample(first_latent())
+    actions = {}
+    for call in threads.report.calls:
+        actions.setdefault(call.evaluation, set()).add(call.action == "computed")
+    assert actions[7] == {True} and all(len(each) == 1 for each in actions.values())
+    assert threads.report.count("reused", "forecast") >= 4
+
+
 def test_threads_draw_what_an_ordinary_run_on_one_model_draws(toy):
     expected = Sampling(Toy(), (FirstBlockCache(),), layout="separate").sample(first_latent())
     assert torch.equal(Threads(toy, (FirstBlockCache(),), late=NEGATIVE).sample(first_latent()), expected)
@@ -135,7 +157,9 @@ def test_attention_operations_go_to_the_call_of_their_own_thread():
         for model in sampling.models.values():
             through_run(model, sampling.run)
             model.blocks[1].register_forward_pre_hook(lambda *_, meeting=meeting: meeting.wait(LIMIT) < 0 or None)
-        results.append((sampling.sample(first_latent()), decisions(sampling.report), set(sampling.run.state.memories)))
+        drawn, kept = sampling.sample(first_latent()), sampling.run.state.memories
+        places = {(name, strategy, site) for ((name, *_), _), strategy, site in kept}
+        results.append((drawn, decisions(sampling.report), places))
     assert torch.equal(results[0][0], results[1][0])
     assert results[0][1:] == results[1][1:]
     assert any(action == "reused" for _, _, action, _ in results[0][1])

@@ -267,7 +267,7 @@ class Sampling:
         def forward() -> Tensor:
             return self.toy(latent, levels, text, self.control)
 
-        contexts = [(name, tuple(latents[name].shape)) for name in names]
+        contexts = [(name, tuple(latents[name].shape), id(self.toy)) for name in names]
         output = forward() if self.run is None else self.run.call_model(self.toy, forward, levels, contexts, names)
         return dict(zip(names, output.chunk(len(names)), strict=True))
 

@@ -39,7 +39,8 @@ class Threads:
     def get_result(self, device: torch.device) -> Any:
         """Wait for a device's work: its result, or the error that ended it."""
         if self._given:
-            self._run.state.evaluation.begin_threads(self._model_on(self._given[-1][0]))
+            models = [self._model_on(other) for other, _ in self._given]
+            self._run.state.evaluation.begin_threads(models[-1], models)
         while self._given:
             other, function = self._given.pop(0)
             self._awaited.add(other)
