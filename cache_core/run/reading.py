@@ -15,6 +15,11 @@ class AnotherStep(Exception):
     """The model is told another step than was supposed."""
 
 
+def largest(sigma: Tensor) -> Tensor:
+    """One for all, of sigmas or timesteps that may be one for each row or token. A scalar in float32."""
+    return sigma.detach().to(torch.float32).max()
+
+
 class SigmaReading:
     """A sigma on the device; its value, and the step it belongs to, once that has been read or where it is known.
 
@@ -24,7 +29,7 @@ class SigmaReading:
     def __init__(
         self, sigma: Tensor, schedule: Schedule, paths: Paths | None = None, value: float | None = None
     ) -> None:
-        self.tensor, self.schedule = sigma.detach().to(torch.float32).max(), schedule
+        self.tensor, self.schedule = largest(sigma), schedule
         self._value, self._paths = value, paths if paths is not None and paths.whole_is_followed else None
         self._told: list[tuple[Tensor, Callable[[float], bool]]] = []
 
@@ -48,16 +53,17 @@ class SigmaReading:
     @property
     def is_ready(self) -> bool:
         """Whether reading the value would not wait for the device."""
-        return self._value is not None or self.tensor.device.type == "cpu"
+        return self._value is not None or (self.tensor.device.type == "cpu" and not self._told)
 
     def suppose(self, told: Tensor, is_right: Callable[[float], bool]) -> None:
         """The value is only supposed: with the next that is read, see whether what the model is told says so too."""
-        self._told = [(told.detach().to(torch.float32).max(), is_right)]
+        self._told = [(largest(told), is_right)]
 
-    def settle(self) -> None:
-        """See it now, if nothing was read meanwhile."""
+    def settle(self) -> Step:
+        """See it now, if nothing was read meanwhile. The step is known from then on, whichever the schedule is at."""
         if self._told:
             self.read()
+        return self.step
 
     def measured(self, measure: Callable[[Tensor], Tensor]) -> float:
         """The number that `measure(time)` gives; the sigma is read in the same transfer."""

@@ -279,6 +279,69 @@ def test_a_copy_of_another_timestep_than_the_next_is_noticed(strategy, order):
     assert [call.step.timestep for call in reports[1].calls] == pytest.approx(scheduler.timesteps[order[4:]].tolist())
 
 
+COUNTED = {  # how models count their timesteps where no scheduler is passed
+    "thousandths": lambda shares: 1000 * shares,
+    "shares": lambda shares: shares,
+    "counting up": lambda shares: 1 - shares,
+    "in half precision": lambda shares: (1000 * shares).bfloat16(),
+    "logarithms of sigma": lambda shares: shares.logit(eps=1e-4) / 4,
+    "angles": lambda shares: torch.atan(shares / (1 - shares)),
+}
+
+
+def _timesteps(name):
+    return COUNTED[name](torch.linspace(1, 0.1, 12)).reshape(12, 1)
+
+
+@pytest.mark.parametrize("strategy", [FIRST_BLOCK, FORECAST, BROADCAST], ids=lambda strategy: strategy.title)
+@pytest.mark.parametrize("name", COUNTED)
+def test_a_call_waits_once_at_most_where_no_scheduler_tells(strategy, name):
+    model, reads = made(WAN), []
+    texts, latent = torch.randn(2, 1, TEXT_TOKENS, TEXT_WIDTH), torch.ones(WAN.latent)
+    handle = apply(model, strategy)
+    for timestep in _timesteps(name):
+        for text in texts:
+            prediction, waits = _counted(model, latent, timestep.clone(), text)
+            reads.append(waits)
+        latent = latent - 0.05 * prediction
+    handle.engine.reset()
+    assert [call.step.index for call in handle.report.calls[::2]] == list(range(12))
+    assert [call.step.time for call in handle.report.calls[::2]] == pytest.approx(
+        torch.linspace(1, 0.1, 12).tolist(), rel=0.01
+    )
+    assert handle.report.count("reused", "forecast") > 4
+    assert max(reads[2 * 2 :]) <= 1  # was 2; the first two evaluations show where the steps go
+
+
+@pytest.mark.parametrize("strategy", [FIRST_BLOCK, FORECAST, BROADCAST], ids=lambda strategy: strategy.title)
+@pytest.mark.parametrize("name", COUNTED)
+def test_noise_that_rises_without_a_scheduler_begins_a_run_of_its_own(strategy, name):
+    """It is supposed that the next evaluation goes on: where it does not, the call is computed."""
+    model, reports, timesteps = made(WAN), [], _timesteps(name)
+    latent, text = torch.ones(WAN.latent), torch.randn(1, TEXT_TOKENS, TEXT_WIDTH)
+    handle = apply(model, strategy)
+    for index in (0, 1, 2, 3, 4, 0, 1, 2):
+        prediction, _ = _counted(model, latent, timesteps[index].clone(), text)
+        reports += [] if handle.report in reports else [handle.report]
+        latent = latent - 0.05 * prediction
+    handle.engine.reset()
+    assert [len(report.calls) for report in reports] == [5, 3]
+    assert reports[0].state == "finished" and reports[1].calls[0].action == "computed"
+    assert [call.step.index for call in reports[1].calls] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("strategy", [FIRST_BLOCK, FORECAST], ids=lambda strategy: strategy.title)
+def test_prompts_in_turns_are_steps_of_their_own_without_a_scheduler(strategy):
+    model, timesteps = made(WAN), _timesteps("thousandths")
+    texts, latent = torch.randn(2, 1, TEXT_TOKENS, TEXT_WIDTH), torch.ones(WAN.latent)
+    handle = apply(model, strategy)
+    for index, timestep in enumerate(timesteps):
+        prediction, _ = _counted(model, latent, timestep.clone(), texts[index % 2])
+        latent = latent - 0.05 * prediction
+    handle.engine.reset()
+    assert [call.step.index for call in handle.report.calls] == list(range(12))  # one run
+
+
 @pytest.mark.parametrize(
     "told",
     [
@@ -295,10 +358,10 @@ def test_a_timestep_is_read_as_it_is_wherever_it_lies(told):
     schedule = schedule_for(scheduler, number_in(scheduler.timesteps[0]))
     for index in (0, 3, 11):
         tensor = told(scheduler, index)
-        assert schedule.expected(tensor, is_called=False) in (None, number_in(tensor))
-    assert schedule.expected(scheduler.timesteps[2:4], is_called=False) is None
+        assert schedule.expected(tensor, is_next=False) in (None, number_in(tensor))
+    assert schedule.expected(scheduler.timesteps[2:4], is_next=False) is None
     scheduler.timesteps[3] = 7
-    assert schedule.expected(scheduler.timesteps[3], is_called=False) is None
+    assert schedule.expected(scheduler.timesteps[3], is_next=False) is None
 
 
 # The clock.

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ...model.compiled import is_compiled, uncompiled
 from ...model.hooks import HookRegistry
 from ...run.alike import Decisions
-from ...run.reading import SigmaReading
+from ...run.reading import SigmaReading, largest
 from ...run.run import CacheRun
 from .arguments import Arguments
 from .grids import Shape, grid_of
@@ -102,7 +102,8 @@ class Sampling:
 
     def timestep_of(self, told: Any, branch: str) -> float:
         """The timestep that a call is told, read from the device only if need be, or later with what else is read."""
-        expected = self.schedule.expected(told, branch in self.called)
+        is_known = branch in self.called or self.called.keys() | {branch} <= self.called_before
+        expected = self.schedule.expected(told, branch in self.called if is_known else None)
         self.unread = told if self.schedule.is_supposed and expected is not None else None
         return number_in(told) if expected is None else expected
 
@@ -132,7 +133,10 @@ class Sampling:
         self.run.begin_evaluation(self.reading)
 
     def _read_at(self, sigma: float, device: torch.device) -> SigmaReading:
-        return SigmaReading(torch.full((), sigma, device=device), self.schedule, self.run.state.paths, sigma)
+        schedule, paths = self.schedule, self.run.state.paths
+        if schedule.is_open and self.unread is not None:
+            return SigmaReading(schedule.axis.sigma_on_device(largest(self.unread).to(device)), schedule, paths)
+        return SigmaReading(torch.full((), sigma, device=device), schedule, paths, sigma)
 
     @property
     def is_complete(self) -> bool:

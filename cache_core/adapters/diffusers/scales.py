@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from math import cos, exp, inf, log, pi, sin
+from math import exp, inf, log, pi, tan
 from typing import Any, NamedTuple
+
+from torch import Tensor
 
 ROUNDING = 2**-8  # relative: timesteps come in bfloat16
 NEAR_ZERO = 1e-3  # there a relative bound says nothing
@@ -18,7 +20,7 @@ SMALLEST_SIGMA = 1e-30  # has a logarithm
 class Scale(NamedTuple):
     """A way to count timesteps, falling from noise to picture."""
 
-    share_at: Callable[[float], float]  # noise's share of the latent, 1 noisiest
+    share_at: Callable[[Any], Any]  # noise's share of the latent, 1 noisiest; of a number, or of a tensor
     lowest: float
     highest: float
 
@@ -27,15 +29,22 @@ class Scale(NamedTuple):
         return self.lowest <= timestep <= self.highest
 
 
-def _share_of_log(timestep: float, factor: float) -> float:
-    return 1 / (1 + exp(min(-factor * timestep, 700.0)))  # sigma / (1 + sigma); above that exp overflows
+def _share_of_log(log_sigma: Any) -> Any:
+    if isinstance(log_sigma, Tensor):
+        return log_sigma.sigmoid()
+    return 1 / (1 + exp(min(-log_sigma, 700.0)))  # sigma / (1 + sigma); above that exp overflows
+
+
+def _share_of_angle(angle: Any) -> Any:
+    sigma = angle.tan() if isinstance(angle, Tensor) else tan(angle)
+    return 1 - 1 / (1 + sigma)
 
 
 SHARES = Scale(lambda timestep: timestep, 0.0, HIGHEST_SHARE)  # flow models, and sigma / (1 + sigma)
 THOUSANDTHS = Scale(lambda timestep: timestep / THOUSAND, 0.0, inf)
-QUARTER_LOGS = Scale(lambda timestep: _share_of_log(timestep, 4), -10.0, 3.0)  # of sigma: EDM
-LOGS_TIMES_250 = Scale(lambda timestep: _share_of_log(timestep, 1 / 250), -inf, inf)  # consistency models
-ANGLES = Scale(lambda timestep: sin(timestep) / (sin(timestep) + cos(timestep)), 0.0, pi / 2 + 0.01)  # TrigFlow
+QUARTER_LOGS = Scale(lambda timestep: _share_of_log(4 * timestep), -10.0, 3.0)  # of sigma: EDM
+LOGS_TIMES_250 = Scale(lambda timestep: _share_of_log(timestep / 250), -inf, inf)  # consistency models
+ANGLES = Scale(_share_of_angle, 0.0, pi / 2 + 0.01)  # TrigFlow
 
 
 def scale_of(first: float) -> Scale:
@@ -71,7 +80,11 @@ class TimestepAxis:
 
     def sigma_of(self, timestep: float) -> float:
         """The noise's share, 1 noisiest."""
-        share = self.scale.share_at(timestep) if self.holds(timestep) else 0.0
+        return self.sigma_on_device(timestep) if self.holds(timestep) else float(self.counts_up)
+
+    def sigma_on_device(self, timestep: Any) -> Any:
+        """The same of a tensor that is not read, on the scale that the run has had so far."""
+        share = self.scale.share_at(timestep)
         return 1 - share if self.counts_up else share
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ...strategy.step import OpenSchedule, Schedule, is_same
+from ...strategy.step import OpenSchedule, Schedule, Step, is_same
 from .scales import THOUSAND, SchedulerTimes, Telling, TimestepAxis
 
 NO_SCHEDULER = "Refrain: computed steps are spaced evenly, for the schedule is not known. Pass scheduler= to apply."
@@ -15,17 +15,18 @@ OTHER_SCHEDULER = (
     "Refrain: the model's first timestep %g is none of those of the scheduler that was passed, so the schedule is not "
     "known and computed steps are spaced evenly. Pass the scheduler that the pipeline steps with."
 )
-AGREED = 2  # evaluations after which a scheduler's count, or the order of its steps, is believed
+AGREED = 2  # evaluations after which a scheduler's count, or the order of steps, is believed
 
 
 class CountedSchedule(OpenSchedule):
     """A schedule that nobody told us, on which every evaluation is a step of its own, as diffusers' configs count."""
 
-    is_over = is_at_last = is_supposed = False
+    is_over = is_at_last = False
 
     def __init__(self, first: float, rises: bool = False) -> None:
         super().__init__()
         self.axis, self.told = TimestepAxis(first, rises), first
+        self.is_supposed = self._is_next = False
 
     def holds(self, told: float) -> bool:
         """Whether a run on it may have this timestep."""
@@ -46,9 +47,28 @@ class CountedSchedule(OpenSchedule):
         self.count = len(self._reached)
         return self._reached[-1]
 
-    def expected(self, told: Any, is_called: bool) -> float | None:
-        """Nobody knows the next timestep."""
-        return None
+    def step_at(self, sigma: float) -> Step:
+        """The step that is on."""
+        return super().step_at(self._reached[-1])
+
+    def expected(self, told: Any, is_next: bool | None) -> float | None:
+        """The timestep of the evaluation that goes on, for a model call that is told one which is not read yet.
+
+        `is_next` says whether its branch was called in that evaluation: it is supposed that the next one then begins,
+        nearer to the run's end, and else that the call belongs to it (`is_supposed`). See to it that this is right.
+        None where nobody knows.
+        """
+        self.is_supposed = isinstance(told, Tensor) and self.count >= AGREED and is_next is not None
+        self._is_next = self.is_supposed and bool(is_next)
+        return self.told if self.is_supposed else None
+
+    def is_right(self, told: float) -> bool:
+        """Whether this timestep, as it was read, is one that was supposed."""
+        if not self._is_next:
+            return self.is_at(told)
+        before, scale, self._is_next = self._reached[-2], self.axis.scale, False
+        self.told, self._reached[-1] = told, self.sigma_of(told)
+        return self.holds(told) and self.axis.scale is scale and self._reached[-1] <= before
 
 
 class SchedulerSteps(Schedule):
@@ -99,13 +119,13 @@ class SchedulerSteps(Schedule):
         self.index, self.told = index, told
         return self.sigma_of(told)
 
-    def expected(self, told: Any, is_called: bool) -> float | None:
+    def expected(self, told: Any, is_next: bool | None) -> float | None:
         """The timestep that a model call is told, without waiting for the device.
 
-        Of an entry of the scheduler's own list it is known which one it is; else by the scheduler's count. `is_called`
-        says whether its branch was called in the evaluation that goes on. Of a copy, and a scheduler that does not
-        count its steps, it is supposed that they go on in order (`is_supposed`): see to it that this is right. None
-        where nothing tells, or what told has not been right so far.
+        Of an entry of the scheduler's own list it is known which one it is; else by the scheduler's count. `is_next`
+        says whether its branch was called in the evaluation that goes on; None is not known. Of a copy, and a scheduler
+        that does not count its steps, it is supposed that they go on in order (`is_supposed`): see to it that this is
+        right. None where nothing tells, or what told has not been right so far.
         """
         self.is_supposed = False
         if (entry := self._entry_in_memory(told)) is not None:
@@ -113,10 +133,10 @@ class SchedulerSteps(Schedule):
         if self._agreed < AGREED or self.is_over or self.index is None:
             return None
         if (count := _count_of(self._scheduler)) is None:
-            if not isinstance(told, Tensor):
-                return None  # a number, there to be read
-            count, self.is_supposed = self.index + is_called, True
-        if count == self.index and not is_called:
+            if not isinstance(told, Tensor) or is_next is None:
+                return None  # a number is there to be read
+            count, self.is_supposed = self.index + is_next, True
+        if count == self.index and not is_next:
             return self.told
         return self._telling.told_at(count) if self.index < count < len(self._shares) else None
 
