@@ -15,6 +15,8 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+from ...run.alike import Decisions
+from ...run.ranks import Ranks
 from ...run.repairing import allow_repair
 from ...run.run import CacheRun
 from ...strategy.repairing import OFF
@@ -39,14 +41,17 @@ WRAPPERS = {"PREDICT_NOISE": predict_noise, "CALC_COND_BATCH": calc_cond_batch, 
 
 
 def with_cache(
-    model: ModelPatcher, strategy: Strategy, *, watch: Watch | None = None, owner: str = "", steps: int = 0
-) -> ModelPatcher:
+    model: ModelPatcher, strategy: Strategy, *, watch: Watch | None = None, owner: str = "", steps: int = 0,
+    group: Any = None,
+) -> ModelPatcher:  # fmt: skip
     """A clone of the model that samples with this strategy, beside those it has on other levels.
 
     Of two strategies that share a level, or both stand in for model calls, the later replaces the earlier, and reports
     say so. `watch(report)` is called when a run begins, with a report that fills up; what it returns is told of every
     model call and of the end. `owner` is what the caller knows the strategy by, for the report. It was chosen for so
-    many `steps` (0: any). Raises ValueError for what is no MODEL, and where another node caches the same calls.
+    many `steps` (0: any). `group` is a process group of torch.distributed whose ranks all sample at the same time and
+    share each model call, so that they decide alike. Raises ValueError for what is no MODEL, where another node caches
+    the same calls, and for a group without torch.distributed.
     In a ComfyUI that lacks what every cache needs the model stays as it is, and a report says so.
     """
     if WHY_NOTHING_WORKS:
@@ -56,6 +61,7 @@ def with_cache(
         told = f"{strategy.title}: model is {reprlib.repr(model)}, which is no MODEL"
         raise ValueError(f"{told}. Connect the model output of a loader, or of a node that changes its model.")
     refuse_other_caches([strategy], model.model_options.get("transformer_options", {}))
+    ranks = Ranks(group)  # complains now, not in the first model call
     before = model.get_attachment(KEY)
     parts = before.parts if before else ()
     replaced = [part for part in parts if _replaces(strategy, part[0])]
@@ -64,6 +70,7 @@ def with_cache(
     cached = model.clone()
     wrappers = _Wrappers(parts, watch, (*(before.notes if before else ()), *notes))
     wrappers.steps = steps or (before.steps if before else 0)
+    wrappers.ranks = before.ranks if before and group is None else ranks
     cached.set_attachments(KEY, wrappers)
     take_off(cached)
     for name, wrapper in (*WRAPPERS.items(), ("OUTER_SAMPLE", wrappers.outer_sample)):
@@ -100,6 +107,7 @@ class _Wrappers:
     def __init__(self, parts: Sequence[tuple[Strategy, str]], watch: Watch | None, notes: tuple[str, ...]) -> None:
         self.parts, self.watch, self.notes, self.steps = parts, watch, notes, 0  # for every report of its runs
         self.strategies, self.room = tuple(strategy for strategy, _ in parts), Room()
+        self.ranks = Ranks()
         self._here = threading.local()  # .runs: how many runs with them go on in this thread
 
     def __deepcopy__(self, memo: Any) -> _Wrappers:
@@ -122,13 +130,23 @@ class _Wrappers:
         if run is None:
             tell_of_no_run(self.parts, self.watch, why)
             return self._within(partial(executor, *args, **kwargs))
+        decisions = Decisions(self.ranks)
+
+        def sample() -> Any:
+            self.ranks.require_alike(run.state.terms.strategies, executor.class_obj.model_patcher.load_device)
+            return executor(*args, **kwargs)
+
         try:
-            latent = self._within(partial(watched, partial(executor, *args, **kwargs), run, self.watch))
+            latent = self._within(partial(watched, sample, run, self.watch))
+        except BaseException as error:
+            decisions.fail(error)
+            raise
         finally:
             options.pop(KEY, None)
             self.room.remember(given["noise"].shape, run.report.bytes_foretold)
             run.free()
         with run.telling():
+            decisions.tell(run.report)
             logger.info(run.report.line())
         return latent
 
@@ -136,7 +154,9 @@ class _Wrappers:
         """The run of what the guider is given, in these transformer options."""
         sigmas, mask = given["sigmas"], given.get("denoise_mask")
         schedule, free = schedule_for(model, sigmas), self.room.beside(model, given["noise"].shape, options)
-        run = CacheRun(self.strategies, schedule, METHODS, fetch_no_more_blocks, mask, None, CANCELS, free, free_away)
+        run = CacheRun(
+            self.strategies, schedule, METHODS, fetch_no_more_blocks, mask, self.ranks, CANCELS, free, free_away
+        )
         if denoised := denoised_by(model):
             allow_repair(run.state, mask, denoised)
         elif any(strategy.repair != OFF for strategy in run.state.terms.strategies):
