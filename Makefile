@@ -73,7 +73,7 @@ endef
 
 # pytest-xdist 3.8 groups nothing under pytest 9.2, and the zoo would build each model for every test.
 $(OVERLAY)/ready: $(VENV)/ready
-	$(RUN) -m pip install -q --target $(OVERLAY) --upgrade "pytest<9.2" pytest-xdist hypothesis
+	$(RUN) -m pip install -q --target $(OVERLAY) --upgrade "pytest<9.2" pytest-xdist hypothesis comfy-import-guard==1.3.0
 	touch $@
 
 # The pages of the newest and the oldest ComfyUI in a headless Chromium; pictures are left in build/screenshots.

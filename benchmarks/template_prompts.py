@@ -55,18 +55,17 @@ def nodes_of(workflow: dict[str, Any], info: dict[str, Any]) -> dict[str, Node]:
     """The nodes that the page would queue, by their ids there: "7", or "7:3" in the subgraph 7.
 
     `info` is ComfyUI's /object_info. What it lacks keeps its links only. A value on a subgraph's own node counts if it
-    was saved with its name; else that of the node inside does, which has the same type.
+    was saved with its name; else that of the first widget inside that it is for.
     """
     kinds = {each["id"]: each for each in workflow.get("definitions", {}).get("subgraphs", [])}
-    graph = _Graph(workflow, kinds)
-    return {number: node for number, node in graph.queued(info)}
+    return dict(_Graph(workflow, kinds, info).queued())
 
 
 class _Graph:
     """A workflow, or one use of a subgraph in it."""
 
-    def __init__(self, definition: dict, kinds: dict, prefix: str = "", outer: tuple | None = None) -> None:
-        self.definition, self.kinds, self.prefix, self.outer = definition, kinds, prefix, outer
+    def __init__(self, definition: dict, kinds: dict, info: dict, prefix: str = "", outer: tuple | None = None) -> None:
+        self.definition, self.kinds, self.info, self.prefix, self.outer = definition, kinds, info, prefix, outer
         self.nodes = {node["id"]: node for node in definition["nodes"]}
         self.links = {link[0]: link[1:5] for link in map(_ends, definition["links"])}
         self._inner: dict[int, _Graph] = {}
@@ -74,17 +73,17 @@ class _Graph:
     def inner(self, node: dict) -> _Graph:
         if node["id"] not in self._inner:
             prefix = f"{self.prefix}{node['id']}:"
-            self._inner[node["id"]] = _Graph(self.kinds[node["type"]], self.kinds, prefix, (self, node))
+            self._inner[node["id"]] = _Graph(self.kinds[node["type"]], self.kinds, self.info, prefix, (self, node))
         return self._inner[node["id"]]
 
-    def queued(self, info: dict[str, Any]) -> Iterator[tuple[str, Node]]:
+    def queued(self) -> Iterator[tuple[str, Node]]:
         for node in self.nodes.values():
             if node.get("mode") in (NEVER, BYPASSED) or node["type"] in VIRTUAL:
                 continue
             if node["type"] in self.kinds:
-                yield from self.inner(node).queued(info)
+                yield from self.inner(node).queued()
                 continue
-            inputs = {name: _sent(value) for name, value in typed(node, info.get(node["type"], {})).items()}
+            inputs = {name: _sent(value) for name, value in self._typed(node).items()}
             for slot in node.get("inputs") or []:
                 source = None if slot.get("link") is None else self.source(slot["link"])
                 if source is not None:
@@ -124,14 +123,33 @@ class _Graph:
         graph, node = self.outer
         name = self.definition["inputs"][input_]["name"]
         linked = next((graph._of(slot) for slot in node.get("inputs") or [] if slot["name"] == name), None)
+        if linked is not None:
+            return linked
         named = node.get("widgets_values_named", {})
-        return Typed(named[name]) if linked is None and name in named else linked
+        return Typed(named[name]) if name in named else self._shown(name)
+
+    def _shown(self, input_: str) -> Typed | None:
+        """What the page shows for an input that is not linked: the value of the first widget inside that it is for."""
+        names = [each["name"] for each in self.definition["inputs"]]
+        for origin, output, target, slot in self.links.values():
+            if origin != INPUT or names[output] != input_ or target == OUTPUT:
+                continue
+            node = self.nodes[target]
+            name, values = node["inputs"][slot]["name"], self._typed(node)
+            shown = self.inner(node)._shown(name) if node["type"] in self.kinds else Typed(values.get(name))
+            if shown is not None and shown.value is not None:
+                return shown
+        return None
+
+    def _typed(self, node: dict) -> dict[str, Any]:
+        return typed(node, self.info.get(node["type"], {}))
 
     def _through(self, node: dict, output: int) -> list | Typed | None:
-        """A bypassed node hands on the input of the output's type; that of the same place, if it fits."""
+        """A bypassed node hands on the input of the same place if it fits, else one of its type, else any."""
         kind, slots = node["outputs"][output]["type"], node.get("inputs") or []
-        for slot in [*slots[output : output + 1], *slots]:
-            if kind == "*" or slot["type"] in (kind, "*"):
+        same_type = [slot for slot in slots if slot["type"] == kind]
+        for slot in [*slots[output : output + 1], *same_type, *slots]:
+            if _fits(slot["type"], kind):
                 return self._of(slot)
         return None
 
@@ -173,6 +191,11 @@ def widgets(info: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
 def _sent(value: Any) -> Any:
     """A value as the page sends it: a list says that it is no link."""
     return {"__value__": value} if isinstance(value, list) else value
+
+
+def _fits(one: str, other: str) -> bool:
+    """Whether slots of these types may be linked: "IMAGE,MASK" takes either, and "*" all."""
+    return "*" in (one, other) or bool({*one.split(",")} & {*other.split(",")})
 
 
 def _ends(link: list | dict[str, Any]) -> list:

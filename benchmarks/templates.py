@@ -43,6 +43,7 @@ class Checked:
 
     name: str
     samplers: int
+    inside: int  # so many of them in subgraphs
     lacking: list[str]
     refused: list[str]
     changed: dict[str, list[str]]
@@ -88,13 +89,14 @@ def read(file: Path) -> Any:
 def check(server: Server, info: dict[str, Any], name: str, workflow: dict[str, Any]) -> Checked | None:
     """What ComfyUI says to a template without our nodes and with each. None for one that does not sample here."""
     nodes = nodes_of(workflow, info)
-    samplers = sum(node.samples for node in nodes.values())
+    samplers = [number for number, node in nodes.items() if node.samples]
+    inside = sum(":" in number for number in samplers)
     if not any(node.models for node in nodes.values()):
         return None
     lacking = sorted({node.kind for node in nodes.values()} - {*info})
     without = refusals(server, info, nodes)
     changed = {kind: sorted({*refusals(server, info, with_ours(nodes, kind, info))} ^ {*without}) for kind in OURS}
-    return Checked(name, samplers, lacking, without, changed)
+    return Checked(name, len(samplers), inside, lacking, without, changed)
 
 
 def with_ours(nodes: dict[str, Node], kind: str, info: dict[str, Any]) -> dict[str, Node]:
@@ -166,6 +168,7 @@ def page(checked: list[Checked], count: int, templates: str, comfyui: str) -> st
         "comfyui": comfyui,
         "here": len(checked),
         "samplers": sum(each.samplers for each in checked),
+        "inside": sum(each.inside for each in checked),
         "whole": len(whole),
         "lacking": len(checked) - len(whole),
         "accepted": len(accepted),

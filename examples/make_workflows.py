@@ -22,7 +22,11 @@ SMALL = (  # nothing to set: collapsed to their titles
     *("VAEDecode", "VAEDecodeAudio", "LTXVAudioVAEDecode", "CreateVideo", "ConditioningZeroOut"),
     *("LTXVConcatAVLatent", "LTXVSeparateAVLatent"),
 )
-DRAWN = {"RefrainCacheReport": 430, "SaveImage": 400, "SaveVideo": 260, "MarkdownNote": 390}  # height
+DRAWN = {  # height; a node that ComfyUI lacks is drawn with a line that says so
+    **{"RefrainCacheReport": 430, "SaveImage": 400, "SaveVideo": 260, "LoadImage": 350},
+    **{"QwenImage21Cache": 130, "MarkdownNote": 390},
+}
+LONG, MORE = 1260, 70  # so many characters fill a note in Nodes 2.0; one of more is as much higher
 
 
 def main() -> None:
@@ -52,12 +56,13 @@ def newer_nodes() -> dict[str, Any]:
 def workflow(prompt: dict[str, Any], info: dict[str, Any], models: dict[str, Any], note: dict[str, Any]) -> dict:
     """A prompt (API format) as a workflow (what ComfyUI saves): placed in columns from left to right, with a note."""
     links = _links(prompt, info)
-    places = _places(prompt, info)
+    text = _words(note, prompt, models)
+    places = _places(prompt, info, DRAWN["MarkdownNote"] + MORE * (len(text) > LONG))
     nodes = [
         _node(int(number), places[number], node, info[node["class_type"]], links, models)
         for number, node in prompt.items()
     ]
-    nodes.append(_note(len(prompt) + 1, places[NOTE], note, prompt, models))
+    nodes.append(_note(len(prompt) + 1, places[NOTE], text))
     for order, node in enumerate(nodes):
         node["order"] = order
     return {
@@ -96,9 +101,9 @@ def _links(prompt: dict[str, Any], info: dict[str, Any]) -> list[list]:
     return links
 
 
-def _places(prompt: dict[str, Any], info: dict[str, Any]) -> dict[str, tuple[list[int], list[int]]]:
-    """Position and size of each node, and of the note: in columns as few and as low as they can be, in the order of a
-    run from left to right. Raises ValueError if they do not fit into a window.
+def _places(prompt: dict[str, Any], info: dict[str, Any], note: int) -> dict[str, tuple[list[int], list[int]]]:
+    """Position and size of each node, and of the note, so high: in columns as few and as low as they can be, in
+    the order of a run from left to right. Raises ValueError if they do not fit into a window.
     """
 
     def depth(number: str) -> int:
@@ -106,7 +111,7 @@ def _places(prompt: dict[str, Any], info: dict[str, Any]) -> dict[str, tuple[lis
         return 1 + max(map(depth, sources), default=0)
 
     kinds = {NOTE: "MarkdownNote", **{number: node["class_type"] for number, node in prompt.items()}}
-    heights = {NOTE: DRAWN["MarkdownNote"]}
+    heights = {NOTE: note}
     heights |= {number: _height(node, info[node["class_type"]]) for number, node in prompt.items()}
     order = [NOTE, *sorted(prompt, key=depth)]
     for most in (4, 5):
@@ -207,10 +212,13 @@ def _typed(inputs: dict[str, Any], kinds: dict[str, list]) -> list[Any]:
     return values
 
 
-def _note(number: int, place: tuple, note: dict[str, Any], prompt: dict[str, Any], models: dict[str, Any]) -> dict:
+def _words(note: dict[str, Any], prompt: dict[str, Any], models: dict[str, Any]) -> str:
     used = [value for node in prompt.values() for value in node["inputs"].values() if str(value) in models]
     files = "\n".join(f"- `models/{models[file]['directory']}/`[{file}]({models[file]['url']})" for file in used)
-    text = f"## {note['title']}\n\n{note['text']}\n\n### Files\n\n{files}\n"
+    return f"## {note['title']}\n\n{note['text']}\n\n### Files\n\n{files}\n"
+
+
+def _note(number: int, place: tuple, text: str) -> dict:
     return {
         "id": number,
         "type": "MarkdownNote",

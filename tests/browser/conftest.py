@@ -38,11 +38,18 @@ def chromium():
         browser.close()
 
 
+def front_end(page):
+    """What makes ComfyUI serve the frontend in this folder."""
+    return ["--front-end-root", str(Path(page).absolute())]
+
+
 @pytest.fixture(scope="session")
 def server(chromium):
+    """The newest ComfyUI with its own frontend, or that in the folder COMFYUI_FRONTEND."""
     if find_comfyui() is None:
         pytest.skip("no ComfyUI: set COMFYUI_PATH and COMFYUI_PYTHON")
-    with started() as running:
+    page = os.environ.get("COMFYUI_FRONTEND")
+    with started(options=front_end(page) if page else []) as running:
         yield running
 
 
@@ -56,7 +63,7 @@ def oldest(chromium):
         pytest.skip(f"no ComfyUI 0.8.0 in {folder}: set COMFYUI_OLDEST to its folder")
     if not (Path(page) / "index.html").is_file():
         pytest.skip("no frontend 1.35.9: set COMFYUI_OLDEST_FRONTEND to its folder, as make test-browser does")
-    with started(folder, found[1], options=["--front-end-root", str(Path(page).absolute())]) as running:
+    with started(folder, found[1], options=front_end(page)) as running:
         yield running
 
 
@@ -66,7 +73,7 @@ def newest(server):
     page = os.environ.get("COMFYUI_NEWEST_FRONTEND", "")
     if not (Path(page) / "index.html").is_file():
         pytest.skip("no frontend 1.58.1: set COMFYUI_NEWEST_FRONTEND to its folder, as make test-browser does")
-    with started(options=["--front-end-root", str(Path(page).absolute())]) as running:
+    with started(options=front_end(page)) as running:
         yield running
 
 

@@ -13,7 +13,7 @@ def test_a_blueprint_from_the_search_samples_with_a_cache(tab, request, version)
     server = request.getfixturevalue(version)
     page = tab(server).open()
     page.load(example("first_block_cache"))
-    page.remove("KSampler", "Apply First Block Cache", "Cache Report")
+    page.remove("KSampler", "Apply First Block Cache", "RefrainCacheReport")
 
     page.add_from_search(SAMPLE)
     page.connect("RefrainLoadDemo", "model", SAMPLE, "model")

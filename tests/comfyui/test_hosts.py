@@ -1,4 +1,4 @@
-"""ComfyUI as others run it: with two copies of this pack, and as a library without a server."""
+"""ComfyUI as others run it: the pack under another name, or twice, and ComfyUI as a library without a server."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 
@@ -53,6 +54,22 @@ def test_of_two_copies_the_first_works_and_the_later_says_which_folder_to_remove
         assert report["totals"]["forecast"] > 5
         assert len(server.get("/refrain/runs")["runs"]) == 1
         assert scripts and all(file.startswith(f"/extensions/{Path(first).name}/") for file in scripts)
+
+
+def test_under_any_folder_name_all_of_it_is_there(tmp_path):
+    (tmp_path / "__init__.py").write_text("NODE_CLASS_MAPPINGS = {}")  # in the place where tests have the pack
+    name = "ComfyUI-Refrain_0.1-main"  # where there is a space, ComfyUI 0.33 does not find a pack's scripts
+    with comfyui.Server(*newest(), files={"custom_nodes/refrain": tmp_path, f"custom_nodes/{name}": PACK}) as server:
+        shown = {node for node, info in server.get("/object_info").items() if info["category"].startswith("Refrain")}
+        entry = server.run(workflow("taylorseer"))
+        (report,) = [each for output in entry["outputs"].values() for each in output.get("refrain_report", [])]
+        scripts = [file for file in server.get("/extensions") if file.startswith(f"/extensions/{quote(name)}/")]
+        blueprints = [each for each in server.get("/global_subgraphs").values() if name in each["info"]["node_pack"]]
+
+        assert shown == set(LISTED) and report["totals"]["forecast"] > 5
+        assert scripts and all(server.fetch(file) for file in scripts)
+        assert len(blueprints) == 2 and len(server.get("/workflow_templates")[name]) > 8
+        assert "IMPORT FAILED" not in server.log
 
 
 def test_as_a_library_without_a_server_comfyui_has_all_nodes_and_they_cache():

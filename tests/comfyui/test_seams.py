@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import ast
 import shutil
+import subprocess
+import sys
+from importlib.util import find_spec
 
 import pytest
 from seams import moved, seams
 from test_scanners import PACK, TREES, asked_of_comfy, python_files
+
+GUARD = "from comfy_import_guard.cli import main; raise SystemExit(main())"
 
 
 @pytest.mark.parametrize("which", TREES)
@@ -66,3 +71,45 @@ def test_what_was_moved_is_a_sentence(file, before, after, sentence, tmp_path):
         (tmp_path / file).write_text(text.replace(before, after), encoding="utf-8")
     (found,) = moved(tmp_path)
     assert sentence in found
+
+
+def copied(names, source, folder):
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source / name, folder / name)
+    return folder
+
+
+@pytest.fixture(scope="module", params=TREES)
+def guard(request, tmp_path_factory):
+    """comfy-import-guard on packs: it reads ComfyUI from git, so it gets one made of this ComfyUI's files."""
+    tree, place = TREES[request.param], tmp_path_factory.mktemp("guard")
+    if find_spec("comfy_import_guard") is None:
+        pytest.skip("no comfy-import-guard: run make test-comfyui, which installs it")
+    if not (tree / "comfy").is_dir():
+        pytest.skip(f"no ComfyUI in {tree}")
+    files = [file.relative_to(tree) for part in ("comfy", "comfy_*") for file in tree.glob(f"{part}/**/*.py")]
+    clone = copied([*files, *(file.relative_to(tree) for file in tree.glob("*.py"))], tree, place / "ComfyUI")
+    named = ["-c", "user.name=tests", "-c", "user.email=tests@localhost"]
+    for command in (["init", "-q"], ["add", "-A"], [*named, "commit", "-q", "-m", "this ComfyUI"]):
+        subprocess.run(["git", *command], cwd=clone, check=True)
+
+    def check(packs):
+        command = ["check", "--offline", "--strict", "--cache-dir", place, "--comfy-dir", packs, "--target", "HEAD"]
+        return subprocess.run([sys.executable, "-c", GUARD, *command], capture_output=True, text=True, timeout=120)
+
+    return check
+
+
+def test_comfy_import_guard_finds_nothing_that_will_break(guard, tmp_path):
+    copied(python_files(), PACK, tmp_path / "custom_nodes" / "refrain")
+    done = guard(tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "0 will break, 1 safe, 0 warn, 0 skipped" in done.stdout
+
+
+def test_comfy_import_guard_sees_a_name_that_is_not_there(guard, tmp_path):
+    copied(python_files(), PACK, tmp_path / "custom_nodes" / "refrain")
+    (tmp_path / "custom_nodes" / "refrain" / "more.py").write_text("from comfy.samplers import moved\n")
+    done = guard(tmp_path)
+    assert done.returncode == 1 and "comfy.samplers" in done.stdout and "moved" in done.stdout

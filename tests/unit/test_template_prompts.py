@@ -57,6 +57,14 @@ def test_a_bypassed_node_hands_on_and_a_muted_one_gives_nothing():
     assert "model" not in muted["3"].inputs and not muted["3"].models and "2" not in muted
 
 
+def test_a_bypassed_node_hands_on_what_fits_of_several_types():
+    bypassed = patched(mode=4)
+    bypassed["nodes"][1]["inputs"][0]["type"] = "LATENT,MODEL"
+    assert nodes_of(bypassed, INFO)["3"].inputs["model"] == ["1", 0]
+    bypassed["nodes"][1]["inputs"][0]["type"] = "LATENT"
+    assert "model" not in nodes_of(bypassed, INFO)["3"].inputs
+
+
 def test_reroutes_and_primitives_are_the_pages_own():
     assert nodes_of(patched(type="Reroute"), INFO)["3"].inputs["model"] == ["1", 0]
     workflow = patched()
@@ -92,6 +100,18 @@ def test_a_named_value_of_the_subgraphs_own_node_counts():
     workflow = patched(type="outer", inputs=[], widgets_values_named={"given": 0.75})
     nodes = nodes_of(workflow | {"definitions": {"subgraphs": [subgraph("outer", inside, "MODEL")]}}, INFO)
     assert nodes["2:5"].inputs["strength"] == 0.75
+
+
+def test_without_a_name_the_first_widget_inside_gives_its_value_to_all_that_the_input_is_for():
+    inside = node(5, "Patch", {"strength": ("FLOAT", 21)}, ["MODEL"], [0.25])
+    definition = subgraph("outer", inside, "MODEL")
+    shown = node(6, "Show", {"anything": ("*", 23)})
+    definition["nodes"] = [shown, inside]
+    link = {"id": 23, "origin_id": -10, "origin_slot": 0, "target_id": 6, "target_slot": 0, "type": "FLOAT"}
+    definition["links"] = [link, *definition["links"]]
+    workflow = patched(type="outer", inputs=[], widgets_values=[])
+    nodes = nodes_of(workflow | {"definitions": {"subgraphs": [definition]}}, INFO)
+    assert nodes["2:6"].inputs == {"anything": 0.25} and nodes["2:5"].inputs["strength"] == 0.25
 
 
 def test_a_choice_brings_its_own_widgets():
