@@ -36,6 +36,11 @@ def name_of(strategy):
     return f"{type(strategy).__name__}-{getattr(strategy, 'cache_level', '')}".removesuffix("-")
 
 
+WITHIN = range(5, 9)  # the steps in which these may reuse something; TaylorSeer's have no beginning
+IN_A_WINDOW = [
+    FirstBlockCache(residual_diff_threshold=1.0, start_percent=4.5 / STEPS, end_percent=8.5 / STEPS),
+    *(replace(strategy, disable_cache_after_step=WITHIN.stop) for strategy in LEVELS.values()),
+]
 each_strategy = pytest.mark.parametrize("strategy", ALL, ids=name_of)
 attention_caches = pytest.mark.parametrize(
     ("strategy", "outputs"), [pytest.param(*case, id=name_of(case[0])) for case in ATTENTION_CACHES]
@@ -94,6 +99,20 @@ def test_an_attention_cache_takes_the_outputs_it_needs(strategy, outputs):
 @attention_caches
 def test_an_attention_cache_copies_nothing_that_no_step_reuses(strategy, outputs):
     assert max(extra(strategy).copied_unused(outputs)) * L <= 0.5  # half an attention's output, of all in the call
+
+
+@pytest.mark.parametrize("strategy", IN_A_WINDOW, ids=name_of)
+def test_outside_a_window_nothing_is_copied_and_nothing_held(strategy):
+    found = extra(strategy)
+    reusing = [step for step, is_reused in enumerate(found.is_reused()) if is_reused]
+    unused = list(range(WITHIN.stop, STEPS))
+    if strategy.tests_first_block:
+        assert reusing[0] == WITHIN.start
+        unused += range(1, WITHIN.start - 2)  # two are kept; the first step also learns
+    assert set(reusing) & set(WITHIN) and not set(reusing) & set(unused)
+    assert max(found.held[step] for step in unused) <= LITTLE
+    copied = [found.cached.steps[step].allocated - found.plain.steps[step].allocated for step in unused]
+    assert max(copied) / S <= 0.25  # what is compared of the first block; a copy of anything else is 1
 
 
 @each_strategy
