@@ -4,13 +4,14 @@ In units of S, one hidden_states of both branches in 16 bit, and of L, the outpu
 `python benchmarks/memory.py` prints all of it.
 """
 
-from dataclasses import replace
+import re
+from dataclasses import fields, replace
 from functools import cache
 
 import pytest
 import torch
 from allocations import taken_by
-from memory_shapes import MODELS, ModelShape, bytes_to_hold
+from memory_shapes import GIB, MODELS, ModelShape, bytes_to_hold
 from memory_taken import extra_of
 from video_blocks import CHANNELS, TOKENS, VOLUME, S
 
@@ -136,3 +137,21 @@ def test_of_wan_it_is_gigabytes_at_attention_and_two_hidden_states_along_the_blo
     (wan,) = [model for model in MODELS if "832 x 480" in model.name]
     assert bytes_to_hold(PyramidAttentionBroadcast(), wan) == 40 * wan.hidden_states
     assert bytes_to_hold(LEVELS["model"], wan) == 2 * wan.hidden_states
+
+
+@pytest.mark.parametrize(
+    "strategies",
+    [[LEVELS["block"], LEVELS["module"]], *([each] for each in ALL if type(each) is not TaylorSeerCache)],
+    ids=lambda strategies: type(strategies[0]).__name__,
+)
+def test_tooltips_tell_these_bytes_of_real_models(strategies):
+    """And so does README's table, as tests/unit/test_settings.py holds it to the tooltips."""
+    (told,) = {
+        found
+        for each in fields(strategies[0])
+        for found in re.findall(r"Flux [^;]+H3 [\d./]+ GB", each.metadata.get("help", ""))
+    }
+    numbers = [one for sizes in re.findall(r"([\d./]+) GB", told) for one in sizes.split("/")]
+    wanted = [bytes_to_hold(strategy, model) / GIB for model in MODELS for strategy in strategies]
+    rounded = [f"{size:.{len(number.partition('.')[2])}f}" for size, number in zip(wanted, numbers, strict=True)]
+    assert rounded == numbers
