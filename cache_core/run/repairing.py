@@ -111,7 +111,7 @@ def _move_histories(run: RunState, sigma: float, fix: Tensor) -> bool:
     """
     kept = [(key, memory.state) for key, memory in list(run.memories.items()) if key[2].level == "output"]
     known = [key[1].forecast_from(state) for key, state in kept if key[0] in run.evaluation.contexts]
-    histories = [history for history in known if history is not None]
+    histories = [history for history in known if history]
     if not histories:
         return True
     one, zero, level = torch.ones(1, 1), torch.zeros(1, 1), torch.tensor([sigma])  # on the CPU: nothing is waited for

@@ -77,7 +77,7 @@ class BlockStack:
             return False
         if not is_complete and self.answers is None and any(self.expected):
             self.visit.note(OTHER_BLOCKS)
-        if is_complete and self.answers is None:
+        if is_complete and self.answers is None and self.visit.is_kept:
             residuals = [residual for chain in sorted(self.finished) for residual in self.finished[chain]]
             parts = self.visit.split(residuals)
             if self.visit.wants(parts):

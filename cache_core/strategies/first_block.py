@@ -12,7 +12,7 @@ from ..strategy.forecast import History, safe_weights, safe_weights_on_device
 from ..strategy.repairing import repair
 from ..strategy.setting import setting, sizes
 from ..strategy.step import Schedule
-from ..strategy.strategy import COMPUTE, FIRST_BLOCK, Around, Call, Site, Strategy
+from ..strategy.strategy import COMPUTE, COMPUTE_ONLY, FIRST_BLOCK, Around, Call, Site, Strategy
 from ..strategy.tensors import Features, bytes_of, relative_change, worst_change
 
 GUARDS = MEAN, WORST_FRAME = ("mean", "worst frame")
@@ -63,10 +63,15 @@ class FirstBlockCache(Strategy):
 
     def around(self, call: Call, state: FirstBlockState) -> Around:
         tested = yield FIRST_BLOCK
-        if call.may_reuse and self._is_as_expected(call, tested, state):
+        if call.may_reuse and self._is_as_expected(call, tested, state) and len(state.rest):
             weights = safe_weights(state.rest.nodes, call.step.time, self.max_order)
             call.order = len(weights) - 1
             return state.rest.combined(weights)
+        if not self._may_serve(call):
+            state.first.add(call.step.time, tested)  # little, and what changes is told outside the window too
+            state.rest, state.hits, state.drift = History(self.max_order + 1), 0, 0.0
+            yield COMPUTE_ONLY
+            return
         state.first.make_room(call.step.time)
         state.rest.make_room(call.step.time)
         rest = yield COMPUTE
@@ -96,6 +101,14 @@ class FirstBlockCache(Strategy):
             state.hits, state.drift = state.hits + 1, drift
             return True
         return False
+
+    def _may_serve(self, call: Call) -> bool:
+        """Whether what this step gives may be of use in it, or in as many of the next as it is kept for."""
+        step, schedule, kept = call.step, call.schedule, self.max_order + 1
+        if schedule.is_open:
+            return True
+        following = map(schedule.step_at, schedule.sigmas[step.index + 1 : min(step.index + 1 + kept, schedule.count)])
+        return any(schedule.is_within(each, self.start_percent, self.end_percent) for each in (step, *following))
 
     @property
     def tests_parts(self) -> bool:

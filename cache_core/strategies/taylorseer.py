@@ -13,7 +13,7 @@ from ..strategy.repairing import repair, why_too_long
 from ..strategy.setting import check_dtype, check_expressions, counted, fits, memory_limit, setting
 from ..strategy.spacing import nothing_between, published_steps, sigma_spaced_steps, steps_between_turns
 from ..strategy.step import OpenSchedule, Schedule, Step
-from ..strategy.strategy import COMPUTE, Around, Call, Level, Site, Strategy
+from ..strategy.strategy import COMPUTE, COMPUTE_ONLY, Around, Call, Level, Site, Strategy
 from ..strategy.tensors import Features
 
 NOISE_IS_ADDED = (
@@ -52,14 +52,17 @@ class TaylorSeerCache(Strategy):
         return TaylorSeerState(History(capacity=self.max_order + 1))
 
     def around(self, call: Call, state: TaylorSeerState) -> Around:
-        computes = self._computes(call, state)
-        if call.may_reuse and not computes:
+        if not self._computes(call, state) and call.may_reuse:
             weights = self._weights(call, state.outputs.nodes)
             call.order = len(weights) - 1
             return state.outputs.combined(weights)
-        state.outputs.make_room(self._node(call.step))
-        state.outputs.add(self._node(call.step), (yield COMPUTE))
-        state.step = call.step.index
+        if 0 <= self.disable_cache_after_step <= call.step.index:  # as are all that follow
+            state.outputs = History(capacity=self.max_order + 1)
+            yield COMPUTE_ONLY
+        else:
+            state.outputs.make_room(self._node(call.step))
+            state.outputs.add(self._node(call.step), (yield COMPUTE))
+            state.step = call.step.index
 
     def will_hold(self, site: Site, features: Features, tested: Features = ()) -> int:
         return (self.max_order + 1) * super().will_hold(site, features)
@@ -68,11 +71,10 @@ class TaylorSeerCache(Strategy):
         return self.taylor_factors_dtype
 
     def _computes(self, call: Call, state: TaylorSeerState) -> bool:
-        step, schedule = call.step, call.schedule
+        step, planned = call.step, self.computed_steps(call.schedule)
         if 0 <= self.disable_cache_after_step <= step.index:
             call.reason = f"from disable_cache_after_step {self.disable_cache_after_step} on"
             return True
-        planned = self.computed_steps(schedule)
         is_planned = step.index in planned or any(state.step < index < step.index for index in planned)  # or overdue
         if is_planned and not state.outputs.has(self._node(step)):
             call.reason = f"planned by warm-up {self.disable_cache_before_step} and interval {self.cache_interval}"
@@ -86,9 +88,8 @@ class TaylorSeerCache(Strategy):
         order = 0 if call.adds_noise else self.max_order
         if order < self.max_order:
             call.note(NOISE_IS_ADDED)
-        if self.weights == "sigma":
-            return safe_weights(nodes, call.step.time, order)
-        return recursion_weights(nodes, float(call.step.index), order)
+        forecast = safe_weights if self.weights == "sigma" else recursion_weights
+        return forecast(nodes, self._node(call.step), order)
 
     def _node(self, step: Step) -> float:
         return step.time if self.weights == "sigma" else float(step.index)
@@ -143,8 +144,7 @@ class TaylorSeerCache(Strategy):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("cache_identifiers", "skip_predict_identifiers"):
-            expressions = getattr(self, name)
-            check_expressions(self.title, name, expressions)
+            check_expressions(self.title, name, expressions := getattr(self, name))
             object.__setattr__(self, name, None if expressions is None else tuple(expressions))
         check_dtype(self.title, "taylor_factors_dtype", self.taylor_factors_dtype)
 

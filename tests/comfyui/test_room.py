@@ -130,6 +130,7 @@ def test_weights_that_are_fetched_as_they_are_used_count_as_free(comfy, monkeypa
 
     device, management = torch.device("cpu"), comfy.model_management
     monkeypatch.setattr(management, "get_free_memory", lambda *_, **__: 5 * GIB)
+    monkeypatch.setattr(management, "EXTRA_RESERVED_VRAM", 0)
     entries = [
         SimpleNamespace(device=device, model=SimpleNamespace(is_dynamic=lambda dynamic=dynamic: dynamic,
                                                              loaded_size=lambda: 10 * GIB))
@@ -139,6 +140,18 @@ def test_weights_that_are_fetched_as_they_are_used_count_as_free(comfy, monkeypa
     model = SimpleNamespace(model=SimpleNamespace(memory_required=lambda shape: shape[0] * GIB))
     assert free_beside(model, (3, 16, 8, 8), device) == (5 + 10 - 3) * GIB
     assert free_beside(model, (14, 16, 8, 8), device) == 0.25 * 15 * GIB  # the estimate is generous
+
+
+@pytest.mark.parametrize(("reserve", "room"), [(0, 6), (2, 4), (6, 0.25 * (8 - 6)), (9, 0)])
+def test_what_comfyui_reserves_for_other_programs_is_not_free(comfy, monkeypatch, reserve, room):
+    from cache_core.adapters.comfyui.room import free_beside
+
+    management = comfy.model_management
+    monkeypatch.setattr(management, "get_free_memory", lambda *_, **__: 8 * GIB)
+    monkeypatch.setattr(management, "EXTRA_RESERVED_VRAM", reserve * GIB)  # as by --reserve-vram
+    monkeypatch.setattr(management, "current_loaded_models", [])
+    model = SimpleNamespace(model=SimpleNamespace(memory_required=lambda shape: shape[0] * GIB))
+    assert free_beside(model, (2, 16, 8, 8), torch.device("cpu")) == room * GIB
 
 
 @pytest.fixture(scope="module")

@@ -4,13 +4,14 @@ In units of S, one hidden_states of both branches in 16 bit, and of L, the outpu
 `python benchmarks/memory.py` prints all of it.
 """
 
-from dataclasses import replace
+import re
+from dataclasses import fields, replace
 from functools import cache
 
 import pytest
 import torch
 from allocations import taken_by
-from memory_shapes import MODELS, ModelShape, bytes_to_hold
+from memory_shapes import GIB, MODELS, ModelShape, bytes_to_hold
 from memory_taken import extra_of
 from video_blocks import CHANNELS, TOKENS, VOLUME, S
 
@@ -36,6 +37,11 @@ def name_of(strategy):
     return f"{type(strategy).__name__}-{getattr(strategy, 'cache_level', '')}".removesuffix("-")
 
 
+WITHIN = range(5, 9)  # the steps in which these may reuse something; TaylorSeer's have no beginning
+IN_A_WINDOW = [
+    FirstBlockCache(residual_diff_threshold=1.0, start_percent=4.5 / STEPS, end_percent=8.5 / STEPS),
+    *(replace(strategy, disable_cache_after_step=WITHIN.stop) for strategy in LEVELS.values()),
+]
 each_strategy = pytest.mark.parametrize("strategy", ALL, ids=name_of)
 attention_caches = pytest.mark.parametrize(
     ("strategy", "outputs"), [pytest.param(*case, id=name_of(case[0])) for case in ATTENTION_CACHES]
@@ -96,6 +102,20 @@ def test_an_attention_cache_copies_nothing_that_no_step_reuses(strategy, outputs
     assert max(extra(strategy).copied_unused(outputs)) * L <= 0.5  # half an attention's output, of all in the call
 
 
+@pytest.mark.parametrize("strategy", IN_A_WINDOW, ids=name_of)
+def test_outside_a_window_nothing_is_copied_and_nothing_held(strategy):
+    found = extra(strategy)
+    reusing = [step for step, is_reused in enumerate(found.is_reused()) if is_reused]
+    unused = list(range(WITHIN.stop, STEPS))
+    if strategy.tests_first_block:
+        assert reusing[0] == WITHIN.start
+        unused += range(1, WITHIN.start - 2)  # two are kept; the first step also learns
+    assert set(reusing) & set(WITHIN) and not set(reusing) & set(unused)
+    assert max(found.held[step] for step in unused) <= LITTLE
+    copied = [found.cached.steps[step].allocated - found.plain.steps[step].allocated for step in unused]
+    assert max(copied) / S <= 0.25  # what is compared of the first block; a copy of anything else is 1
+
+
 @each_strategy
 def test_what_is_reported_is_what_is_held(strategy):
     found = extra(strategy)
@@ -117,3 +137,21 @@ def test_of_wan_it_is_gigabytes_at_attention_and_two_hidden_states_along_the_blo
     (wan,) = [model for model in MODELS if "832 x 480" in model.name]
     assert bytes_to_hold(PyramidAttentionBroadcast(), wan) == 40 * wan.hidden_states
     assert bytes_to_hold(LEVELS["model"], wan) == 2 * wan.hidden_states
+
+
+@pytest.mark.parametrize(
+    "strategies",
+    [[LEVELS["block"], LEVELS["module"]], *([each] for each in ALL if type(each) is not TaylorSeerCache)],
+    ids=lambda strategies: type(strategies[0]).__name__,
+)
+def test_tooltips_tell_these_bytes_of_real_models(strategies):
+    """And so does README's table, as tests/unit/test_settings.py holds it to the tooltips."""
+    (told,) = {
+        found
+        for each in fields(strategies[0])
+        for found in re.findall(r"Flux [^;]+H3 [\d./]+ GB", each.metadata.get("help", ""))
+    }
+    numbers = [one for sizes in re.findall(r"([\d./]+) GB", told) for one in sizes.split("/")]
+    wanted = [bytes_to_hold(strategy, model) / GIB for model in MODELS for strategy in strategies]
+    rounded = [f"{size:.{len(number.partition('.')[2])}f}" for size, number in zip(wanted, numbers, strict=True)]
+    assert rounded == numbers

@@ -210,6 +210,15 @@ def test_a_first_gap_is_repaired_late_or_not_at_all(step):
         assert torch.equal(on, off)
 
 
+def test_the_last_gap_is_repaired_although_nothing_is_kept_after_it():
+    """What is computed from disable_cache_after_step on is kept for no forecast, so there is nothing to move."""
+    strategy = TaylorSeerCache(cache_interval=2, disable_cache_after_step=14, repair="on")
+    uncached, off, (on, sampling) = sampled(None)[0], sampled(without(strategy))[0], sampled(strategy)
+    skipped = [call.step.index for call in sampling.report.calls if call.action != "computed"]
+    assert max(skipped) == 13 and sampling.report.gaps_repaired == len(set(skipped)) >= 6
+    assert not sampling.report.notes and distance(on, uncached) < 0.8 * distance(off, uncached)
+
+
 @each
 def test_off_is_bit_identical_and_puts_nothing_anywhere(strategy):
     never, _ = sampled(without(strategy), allowed=False)

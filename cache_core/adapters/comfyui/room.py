@@ -76,13 +76,14 @@ def free_beside(model: ModelPatcher, noise_shape: Sequence[int], device: torch.d
     """Bytes that a cache may take on this device while the model is sampled from. Asked before its first call.
 
     What ComfyUI expects the model to need for such latents, (pictures, ...), stays free; that is for one prompt at a
-    time, as ComfyUI joins prompts only where there is memory for it. Weights that it fetches as they are used give way
-    to whatever needs their place, so they count as free. ComfyUI was `told` to keep so many bytes free for the cache.
+    time, as ComfyUI joins prompts only where there is memory for it. So does its reserve for other programs. Weights
+    that it fetches as they are used give way to whatever needs their place, so they count as free. ComfyUI was `told`
+    to keep so many bytes free for the cache.
     """
     loaded = [entry for entry in model_management.current_loaded_models if entry.device == device]
     yielding = sum(entry.model.loaded_size() for entry in loaded if _is_dynamic(entry.model))
-    free = model_management.get_free_memory(device) + yielding
-    return max(free - model.model.memory_required(list(noise_shape)), LEAST_SHARE * (free - told))
+    free = model_management.get_free_memory(device) + yielding - getattr(model_management, "EXTRA_RESERVED_VRAM", 0)
+    return max(free - model.model.memory_required(list(noise_shape)), LEAST_SHARE * (free - told), 0.0)
 
 
 @_if_known
