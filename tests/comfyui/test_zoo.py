@@ -106,9 +106,11 @@ def test_reuse_saves_work(refined):
 
 
 @for_each_case("refined", cases.LEAVING_OUT_BLOCKS)
-def test_at_most_half_the_blocks_run(refined, specimen):
+def test_blocks_are_left_out_in_at_least_half_of_the_calls(refined, specimen):
     main = specimen.architecture.chains[-1]
-    assert refined.cached.runs_in(main) <= 0.5 * refined.plain.runs_in(main)
+    runs, of = refined.cached.runs_in(main), refined.plain.runs_in(main)
+    assert runs <= 0.55 * of  # First Block Cache runs its first block in all
+    assert refined.cached.report.count("reused", "forecast") >= 0.5 * len(refined.cached.report.calls)
 
 
 @for_each_case("refined", cases.NOT_REUSING)
