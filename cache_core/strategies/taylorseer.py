@@ -52,17 +52,19 @@ class TaylorSeerCache(Strategy):
         return TaylorSeerState(History(capacity=self.max_order + 1))
 
     def around(self, call: Call, state: TaylorSeerState) -> Around:
-        if not self._computes(call, state) and call.may_reuse:
+        if 0 <= self.disable_cache_after_step <= call.step.index:
+            call.reason = f"from disable_cache_after_step {self.disable_cache_after_step} on"
+            state.outputs = History(capacity=self.max_order + 1)
+            yield COMPUTE_ONLY
+            return
+        computes = self._computes(call, state)
+        if call.may_reuse and not computes:
             weights = self._weights(call, state.outputs.nodes)
             call.order = len(weights) - 1
             return state.outputs.combined(weights)
-        if 0 <= self.disable_cache_after_step <= call.step.index:  # as are all that follow
-            state.outputs = History(capacity=self.max_order + 1)
-            yield COMPUTE_ONLY
-        else:
-            state.outputs.make_room(self._node(call.step))
-            state.outputs.add(self._node(call.step), (yield COMPUTE))
-            state.step = call.step.index
+        state.outputs.make_room(self._node(call.step))
+        state.outputs.add(self._node(call.step), (yield COMPUTE))
+        state.step = call.step.index
 
     def will_hold(self, site: Site, features: Features, tested: Features = ()) -> int:
         return (self.max_order + 1) * super().will_hold(site, features)
@@ -72,9 +74,6 @@ class TaylorSeerCache(Strategy):
 
     def _computes(self, call: Call, state: TaylorSeerState) -> bool:
         step, planned = call.step, self.computed_steps(call.schedule)
-        if 0 <= self.disable_cache_after_step <= step.index:
-            call.reason = f"from disable_cache_after_step {self.disable_cache_after_step} on"
-            return True
         is_planned = step.index in planned or any(state.step < index < step.index for index in planned)  # or overdue
         if is_planned and not state.outputs.has(self._node(step)):
             call.reason = f"planned by warm-up {self.disable_cache_before_step} and interval {self.cache_interval}"
@@ -144,7 +143,8 @@ class TaylorSeerCache(Strategy):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("cache_identifiers", "skip_predict_identifiers"):
-            check_expressions(self.title, name, expressions := getattr(self, name))
+            expressions = getattr(self, name)
+            check_expressions(self.title, name, expressions)
             object.__setattr__(self, name, None if expressions is None else tuple(expressions))
         check_dtype(self.title, "taylor_factors_dtype", self.taylor_factors_dtype)
 
