@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from random_models import start_comfyui
+from subjects import Pictures
 
 if TYPE_CHECKING:
     from quality_rows import ComfyUICache, Row
@@ -45,47 +46,44 @@ class Tally:
 class InComfyUI:
     """Sampled as the KSampler node does."""
 
-    def __init__(self) -> None:
+    def __init__(self, subject: Pictures | None = None) -> None:
         start_comfyui("cpu")
-        from comfy.ldm.flux.layers import DoubleStreamBlock, SingleStreamBlock
         from comfyui_version import __version__
 
-        from cache_core.adapters.comfyui.demo import load_model
-
-        self.name, self.model, self.tally = f"ComfyUI {__version__}", load_model(), Tally()
+        self.subject, self.name, self.tally = subject or Pictures(), f"ComfyUI {__version__}", Tally()
+        self.model = self.subject.load_in_comfyui()
         self.model.model_options["transformer_options"]["optimized_attention_override"] = self.tally.attention
-        self.tally.count("blocks", DoubleStreamBlock, SingleStreamBlock)
+        self.tally.count("blocks", *self.subject.blocks_in_comfyui())
 
     @staticmethod
     def can_run(row: Row) -> bool:
         return True
 
     def sample(self, row: Row, shift: float, prompts: Sequence[str], noise: torch.Tensor) -> torch.Tensor:
-        """Latents (prompts, 16, 8, 8), as the transformer knows them."""
+        """Latents of the noise's shape, as the transformer knows them."""
         import comfy.sample
 
-        from cache_core.demo.codec import FLUX_SCALE, FLUX_SHIFT
         from cache_core.demo.methods import GUIDANCE
 
         model, empty = _with_row(self._shifted(shift), row), torch.zeros_like(noise)
         positive, negative = _conditioning(prompts), _conditioning([""] * len(prompts))
         settings = row.steps, GUIDANCE, row.sampler, "simple"
         latent = comfy.sample.sample(model, noise, *settings, positive, negative, empty, seed=0, disable_pbar=True)
-        return (latent - FLUX_SHIFT) * FLUX_SCALE
+        return self.model.model.process_latent_in(latent)
 
     @functools.cache  # noqa: B019 - lives as long as the program
     def _shifted(self, shift: float) -> Any:
         from cache_core.adapters.comfyui.demo import shifted
 
-        return shifted(self.model, shift)
+        return shifted(self.model, shift, self.subject.multiplier)
 
 
 def _with_row(model: Any, row: Row) -> Any:
     """The MODEL that comes out of the row's node."""
     from cache_core.adapters.comfyui import with_cache
 
-    if row.strategy is not None:
-        return with_cache(model, row.strategy)
+    for strategy in filter(None, (row.strategy, row.then)):
+        model = with_cache(model, strategy)
     return model if row.comfyui is None else _with_comfyui_cache(model, row.comfyui)
 
 
@@ -120,24 +118,24 @@ def _conditioning(prompts: Sequence[str]) -> list:
 class InDiffusers:
     """Sampled in a plain Euler loop."""
 
-    def __init__(self) -> None:
+    def __init__(self, subject: Pictures | None = None) -> None:
         from diffusers import __version__
-        from diffusers.models.transformers import transformer_flux as flux
 
-        from cache_core.demo.sampling import load_transformer
-
-        self.name, self.transformer, self.tally = f"diffusers {__version__}", load_transformer(), Tally()
-        self.tally.count("blocks", flux.FluxTransformerBlock, flux.FluxSingleTransformerBlock)
-        self.tally.count("attentions", flux.FluxAttention)
+        self.subject, self.name, self.tally = subject or Pictures(), f"diffusers {__version__}", Tally()
+        self.transformer = self.subject.load_in_diffusers()
+        for name, classes in self.subject.parts_in_diffusers().items():
+            self.tally.count(name, *classes)
 
     @staticmethod
     def can_run(row: Row) -> bool:
         """diffusers' Flux gives packed predictions, of which none is estimated; and ComfyUI's caches are ComfyUI's."""
-        return row.comfyui is None and (row.strategy is None or "guidance" not in row.strategy.levels)
+        one = row.comfyui is None and row.then is None and row.sampler == "euler"
+        return one and (row.strategy is None or "guidance" not in row.strategy.levels)
 
     def sample(self, row: Row, shift: float, prompts: Sequence[str], noise: torch.Tensor) -> torch.Tensor:
-        """Latents (prompts, 16, 8, 8), as the transformer knows them."""
+        """Latents of the noise's shape, as the transformer knows them."""
         from cache_core.demo.sampling import flow_sigmas
         from cache_core.demo.with_diffusers import denoised
 
-        return denoised(self.transformer, row.strategy, prompts, noise, flow_sigmas(row.steps, shift))[0]
+        sigmas = flow_sigmas(row.steps, shift)
+        return denoised(self.transformer, row.strategy, prompts, noise, sigmas, self.subject.velocity())[0]

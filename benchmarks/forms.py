@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from demo_models import InComfyUI
+from subjects import Pictures
 
 PICTURES = 16
 
@@ -35,7 +36,7 @@ def caches() -> dict[str, Any]:
 def pictures(demo: InComfyUI, strategy: Any, shift: float) -> torch.Tensor:
     """(pictures, 3, 64, 64), sampled in batches; uncached where the strategy is None."""
     from quality_rows import Row
-    from quality_sampling import BATCH, FIRST_SEED
+    from quality_sampling import FIRST_SEED
 
     from cache_core.demo.codec import decode
     from cache_core.demo.sampling import noise
@@ -44,7 +45,7 @@ def pictures(demo: InComfyUI, strategy: Any, shift: float) -> torch.Tensor:
     generator = random.Random(0)
     prompts = [prompt_of(random_scene(generator)) for _ in range(PICTURES)]
     noises = torch.cat([noise(FIRST_SEED + number) for number in range(PICTURES)])
-    batches = [slice(at, at + BATCH) for at in range(0, PICTURES, BATCH)]
+    batches = [slice(at, at + Pictures.batch) for at in range(0, PICTURES, Pictures.batch)]
     row = Row("", strategy=strategy)
     return torch.cat([decode(demo.sample(row, shift, prompts[batch], noises[batch])) for batch in batches])
 
@@ -52,15 +53,13 @@ def pictures(demo: InComfyUI, strategy: Any, shift: float) -> torch.Tensor:
 def main() -> None:
     torch.set_num_threads(1)
     demo = InComfyUI()
-    from quality_rows import SHIFTS
-
     from cache_core.compare.quality import psnr
     from cache_core.strategy.packed import AS_COMPUTED, FORMS
 
     def closeness(some: torch.Tensor, others: torch.Tensor) -> float:
         return median(map(psnr, some, others))
 
-    for shift in SHIFTS:
+    for shift in Pictures.shifts:
         plain = pictures(demo, None, shift)
         for name, strategy in caches().items():
             own = pictures(demo, strategy, shift)

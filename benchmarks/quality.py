@@ -1,10 +1,11 @@
 """How close cached pictures stay to uncached ones, what that costs, and what simply taking fewer steps would give.
 
-    python benchmarks/quality.py [--quick] [--pictures N] [--workers N] [--out FOLDER] [--redraw]
+    python benchmarks/quality.py [--model picture|video] [--quick] [--pictures N] [--workers N] [--out FOLDER]
+                                 [--redraw]
 
-with this project's Python, the extra "benchmark" installed. The trained demo model in a real ComfyUI (COMFYUI_PATH,
-COMFYUI_PYTHON; without one, in diffusers), 20 Euler steps, cfg 3, at flow shifts 1, 3 and 6. Writes quality.md,
-quality.json and quality.png. What the columns mean: docs/benchmarks/README.md.
+with this project's Python, the extra "benchmark" installed. A trained demo model in a real ComfyUI (COMFYUI_PATH,
+COMFYUI_PYTHON; without one, in diffusers), 20 Euler steps, cfg 3, at several flow shifts. Writes quality.md,
+quality.json and quality.png, for videos video.md and so on. What the columns mean: docs/benchmarks/README.md.
 """
 
 from __future__ import annotations
@@ -19,22 +20,21 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from quality_results import IDENTICAL, Result, Results
-from quality_rows import UNCACHED, rows
-from quality_sampling import BATCH
+from quality_results import Result, Results
+from quality_rows import UNCACHED
+from subjects import SUBJECTS, Pictures
 
-from cache_core.compare.quality import psnr, ssim
-from cache_core.demo.codec import decode
 from cache_core.demo.methods import GUIDANCE, STEPS
 from cache_core.demo.server import find_comfyui
 
 HERE = Path(__file__).resolve().parent
 KEPT = HERE.parent / "docs" / "benchmarks"
 SCRATCH = HERE.parent / "build" / "quality"
-HEADING = """# Quality
+FILES = {"picture": "quality", "video": "video"}
+HEADING = """# Quality of {title}
 
-Made by `benchmarks/quality.py`; what the columns mean is in `README.md`. The demo model in {through}:
-{pictures} pictures, {steps} Euler steps, cfg {cfg:g}. Uncached, a picture took {uncached_seconds:.2f} seconds of one
+Made by `benchmarks/quality.py --model {model}`; what the columns mean is in `README.md`. The demo model in {through}:
+{pictures} {title}, {steps} Euler steps, cfg {cfg:g}. Uncached, one took {uncached_seconds:.2f} seconds of one
 CPU core in batches of {batch}. All of it took {minutes:.0f} minutes with {workers} processes."""
 
 
@@ -42,26 +42,29 @@ def main() -> None:
     """Sample, judge, and write the tables, the numbers and the plot."""
     asked = _arguments()
     asked.out.mkdir(parents=True, exist_ok=True)
+    file = asked.out / FILES[asked.model]
     if asked.redraw:
-        results = Results.read(asked.out / "quality.json")
+        results = Results.read(file.with_suffix(".json"))
     else:
-        results = measure(asked.pictures, asked.workers)
-        results.write(asked.out / "quality.json")
+        results = measure(SUBJECTS[asked.model], asked.pictures, asked.workers)
+        results.write(file.with_suffix(".json"))
     text = f"{HEADING.format(**results.made)}\n\n{results.tables()}\n"
-    (asked.out / "quality.md").write_text(text, encoding="utf-8")
+    file.with_suffix(".md").write_text(text, encoding="utf-8")
     print(text)
     from quality_plot import draw
 
-    draw(results, asked.out / "quality.png")
-    print(f"Written: quality.md, quality.json and quality.png in {asked.out}")
+    draw(results, file.with_suffix(".png"))
+    print(f"Written: {file.name}.md, .json and .png in {asked.out}")
 
 
-def measure(pictures: int, workers: int) -> Results:
+def measure(subject: Pictures, pictures: int, workers: int) -> Results:
     """Sample with several processes at once, each a part of the work, and judge what they drew."""
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         files = [Path(folder) / f"{part}.pt" for part in range(1, workers + 1)]
-        processes = [subprocess.Popen(**_sampling(pictures, part, workers, file)) for part, file in enumerate(files, 1)]
+        processes = [
+            subprocess.Popen(**_sampling(subject, pictures, part, workers, file)) for part, file in enumerate(files, 1)
+        ]
         try:
             failed = [process.args for process in processes if process.wait()]
         finally:
@@ -72,23 +75,25 @@ def measure(pictures: int, workers: int) -> Results:
         records = [record for file in files for record in torch.load(file, weights_only=True)]
     uncached = [record["seconds"] for record in records if record["method"] == UNCACHED.method]
     made = {
+        "model": subject.name,
+        "title": subject.title,
         "through": records[0]["through"],
         "pictures": pictures,
         "steps": STEPS,
         "cfg": GUIDANCE,
-        "batch": min(BATCH, pictures),
+        "batch": min(subject.batch, pictures),
         "workers": workers,
         "uncached_seconds": round(sum(uncached) / len(uncached), 4),
         "minutes": round((time.monotonic() - began) / 60, 1),
     }
-    return Results(made, judged(records))
+    return Results(made, judged(subject, records))
 
 
-def judged(records: Iterable[dict]) -> list[Result]:
-    """The records of each row at each shift, against the uncached one of the same seed, in the order of `rows`."""
+def judged(subject: Pictures, records: Iterable[dict]) -> list[Result]:
+    """The records of each row at each shift, against the uncached one of the same seed, in the order of its rows."""
     plain, results, seen = {}, {}, set()
     for record in sorted(records, key=lambda record: record["method"] != UNCACHED.method):  # uncached first
-        pictures = {(record["shift"], number): decode(latent[None])[0] for number, latent in record["latents"].items()}
+        pictures = {(record["shift"], number): latent for number, latent in record["latents"].items()}
         if record["method"] == UNCACHED.method:
             plain |= pictures
             whole = record
@@ -101,17 +106,16 @@ def judged(records: Iterable[dict]) -> list[Result]:
         for number, picture in pictures.items():
             if (key, number) not in seen:  # a batch is sampled again only for its time
                 seen.add((key, number))
-                result.psnr.append(min(psnr(picture, plain[number]), IDENTICAL))
-                result.ssim.append(ssim(picture, plain[number]))
-    order = {(row.method, row.setting): number for number, row in enumerate(rows())}
+                result.judge(subject.decode(picture), subject.decode(plain[number]))
+    order = {(row.method, row.setting): number for number, row in enumerate(subject.rows())}
     return sorted(results.values(), key=lambda result: (result.shift, order[result.method, result.setting]))
 
 
-def _sampling(pictures: int, part: int, parts: int, file: Path) -> dict:
+def _sampling(subject: Pictures, pictures: int, part: int, parts: int, file: Path) -> dict:
     """The process that samples one part: its command and environment."""
     found = find_comfyui()
     through, python = ("comfyui", found[1]) if found else ("diffusers", sys.executable)
-    options = [f"--pictures={pictures}", f"--part={part}", f"--parts={parts}"]
+    options = [f"--model={subject.name}", f"--pictures={pictures}", f"--part={part}", f"--parts={parts}"]
     command = [python, HERE / "quality_sampling.py", through, file, *options]
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}  # that is for our Python
     return dict(args=[str(word) for word in command], env=environment)
@@ -119,13 +123,14 @@ def _sampling(pictures: int, part: int, parts: int, file: Path) -> dict:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=SUBJECTS, default="picture", help="which of the demo's models")
     parser.add_argument("--quick", action="store_true", help="2 pictures: to see that it runs")
-    parser.add_argument("--pictures", type=int, help="16 unless told")
+    parser.add_argument("--pictures", type=int, help="or videos; 16 or 8 unless told")
     parser.add_argument("--workers", type=int, default=2, help="processes at once, of one thread each")
     parser.add_argument("--out", type=Path, help="docs/benchmarks unless told; build/quality with --quick")
     parser.add_argument("--redraw", action="store_true", help="tables and plot from the numbers kept there")
     asked = parser.parse_args()
-    asked.pictures = asked.pictures or (2 if asked.quick else 16)
+    asked.pictures = asked.pictures or (2 if asked.quick else SUBJECTS[asked.model].count)
     asked.out = asked.out or (SCRATCH if asked.quick else KEPT)
     return asked
 

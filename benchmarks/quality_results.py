@@ -9,7 +9,11 @@ from pathlib import Path
 
 import numpy as np
 from quality_rows import FEWER_STEPS
+from torch import Tensor
 
+from cache_core.compare.quality import psnr, ssim
+
+COLUMNS = ("blocks", "attention", "time", "PSNR, dB", "5 %", "SSIM", "5 %")
 IDENTICAL = 100.0  # dB; closer is equal but for rounding
 
 
@@ -25,6 +29,16 @@ class Result:
     blocks: list[float] = field(default_factory=list)  # share of the uncached run's
     attentions: list[float] = field(default_factory=list)  # share of the uncached run's
     time: list[float] = field(default_factory=list)  # share of the uncached run's
+    worst_frame: list[float] = field(default_factory=list)  # of a video: dB, the lowest of its frames
+    flicker: list[float] = field(default_factory=list)  # of a video: dB of what changes from a frame to the next
+
+    def judge(self, frames: Tensor, plain: Tensor) -> None:
+        """A picture (1, 3, height, width) or a video (frames, 3, height, width) beside the uncached one."""
+        self.psnr.append(_decibels(frames, plain))
+        self.ssim.append(ssim(frames, plain))
+        if len(frames) > 1:
+            self.worst_frame.append(min(map(_decibels, frames, plain)))
+            self.flicker.append(_decibels(frames.diff(dim=0), plain.diff(dim=0)))
 
     def median(self, name: str) -> float:
         return float(np.median(getattr(self, name)))
@@ -75,8 +89,10 @@ class Results:
         return "\n\n".join(f"## Shift {shift:g}\n\n" + "\n".join(self._table(shift)) for shift in self.shifts)
 
     def _table(self, shift: float) -> Iterator[str]:
-        yield "| method | setting | blocks | attention | time | PSNR, dB | 5 % | SSIM | 5 % | same blocks | same time |"
-        yield "|---|---|" + "---:|" * 9
+        of_videos = ["worst frame", "flicker"] if self.all[0].flicker else []
+        numbers = [*COLUMNS, *of_videos, "same blocks", "same time"]
+        yield f"| method | setting | {' | '.join(numbers)} |"
+        yield "|---|---|" + "---:|" * len(numbers)
         for result in self.of(shift):
             yield f"| {result.method} | {result.setting} | {' | '.join(self._numbers(result))} |"
 
@@ -84,12 +100,22 @@ class Results:
         for share in ("blocks", "attentions", "time"):
             yield f"{result.median(share):.0%}"
         for value in (result.median("psnr"), result.low("psnr")):
-            yield "equal" if value >= IDENTICAL else f"{value:.1f}"
+            yield _told(value)
         for value in (result.median("ssim"), result.low("ssim")):
             yield f"{value:.3f}"
+        for name in ("worst_frame", "flicker") if result.flicker else ():
+            yield _told(result.median(name))
         for cost in ("blocks", "time"):
             gain = self.gain(result, cost)
             yield "" if result.method == FEWER_STEPS else "-" if gain is None else f"{gain:+.1f}"
+
+
+def _decibels(some: Tensor, others: Tensor) -> float:
+    return min(psnr(some, others), IDENTICAL)
+
+
+def _told(decibels: float) -> str:
+    return "equal" if decibels >= IDENTICAL else f"{decibels:.1f}"
 
 
 def _rounded(result: dict) -> dict:

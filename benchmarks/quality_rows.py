@@ -11,7 +11,6 @@ from cache_core.strategies.pyramid_attention import PyramidAttentionBroadcast
 from cache_core.strategies.taylorseer import TaylorSeerCache
 from cache_core.strategy.strategy import Strategy
 
-SHIFTS = (1.0, 3.0, 6.0)  # of the flow's schedule
 FEWER_STEPS = "Fewer steps, no cache"
 
 
@@ -33,6 +32,7 @@ class Row:
     setting: str = ""
     steps: int = STEPS
     strategy: Strategy | None = None
+    then: Strategy | None = None  # another after it
     comfyui: ComfyUICache | None = None
     sampler: str = "euler"  # in ComfyUI
 
@@ -53,12 +53,12 @@ def rows() -> list[Row]:
         *_taylorseer(),
         *_pyramid_attention_broadcast(),
         *_faster_cache(),
-        *_of_comfyui("EasyCache, handed a clone", "EasyCache", (0.05, 0.1, 0.2, 0.4), handed_a_clone=True),
-        *_of_comfyui(
+        *of_comfyui("EasyCache, handed a clone", "EasyCache", (0.05, 0.1, 0.2, 0.4), handed_a_clone=True),
+        *of_comfyui(
             "EasyCache, every pixel", "EasyCache", (0.1, 0.2, 0.4), handed_a_clone=True, reads_every_pixel=True
         ),
-        *_of_comfyui("EasyCache as shipped", "EasyCache", (0.1, 0.2)),
-        *_of_comfyui("LazyCache", "LazyCache", (0.05, 0.1, 0.2, 0.4)),
+        *of_comfyui("EasyCache as shipped", "EasyCache", (0.1, 0.2)),
+        *of_comfyui("LazyCache", "LazyCache", (0.05, 0.1, 0.2, 0.4)),
     ]
 
 
@@ -131,7 +131,8 @@ def _faster_cache() -> list[Row]:
     ]
 
 
-def _of_comfyui(method: str, node: str, thresholds: tuple[float, ...], **changes: bool) -> list[Row]:
+def of_comfyui(method: str, node: str, thresholds: tuple[float, ...], **changes: bool) -> list[Row]:
+    """One of ComfyUI's own caches at these thresholds."""
     return [
         Row(method, f"threshold {threshold:g}", comfyui=ComfyUICache(node, threshold, **changes))
         for threshold in thresholds

@@ -17,14 +17,13 @@ from typing import TYPE_CHECKING
 
 import torch
 from demo_models import InComfyUI, InDiffusers
+from subjects import SUBJECTS, Pictures
 
 if TYPE_CHECKING:
     from quality_rows import Row
 
-BATCH = 8  # pictures in a sampling run: with fewer, this tiny model spends its time in Python, not in arithmetic
 FIRST_SEED = 100
 PLAIN_EVERY = 8  # runs from one uncached run to the next
-PLANNED_RUNS = 3  # of the same batch where the schedule decides: the pictures are the same, the times are not quite
 
 
 @dataclass(frozen=True)
@@ -39,20 +38,15 @@ class Task:
 class Bench:
     """Samples every row for every picture at every shift, and records what that took."""
 
-    def __init__(self, through: str, pictures: int) -> None:
-        self.demo = InComfyUI() if through == "comfyui" else InDiffusers()
-        from cache_core.demo.scene import prompt_of, random_scene
-
-        generator = random.Random(0)
-        self.prompts = [prompt_of(random_scene(generator)) for _ in range(pictures)]
+    def __init__(self, through: str, subject: Pictures, pictures: int) -> None:
+        self.demo = InComfyUI(subject) if through == "comfyui" else InDiffusers(subject)
+        self.subject, self.prompts = subject, subject.prompts(pictures)
 
     def records(self, part: int, parts: int) -> Iterator[dict]:
         """Those of one part of the work."""
-        from quality_rows import SHIFTS
-
-        pictures = range(len(self.prompts))
-        batches = [tuple(pictures[at : at + BATCH]) for at in pictures[::BATCH]]
-        units = [(shift, batch) for batch in batches for shift in SHIFTS][part - 1 :: parts]
+        pictures, size = range(len(self.prompts)), self.subject.batch
+        batches = [tuple(pictures[at : at + size]) for at in pictures[::size]]
+        units = [(shift, batch) for batch in batches for shift in self.subject.shifts][part - 1 :: parts]
         for number, (shift, batch) in enumerate(units, 1):
             began = time.monotonic()
             yield from self._side_by_side(shift, batch)
@@ -77,21 +71,20 @@ class Bench:
 
     def _tasks(self, shift: float, batch: tuple[int, ...]) -> list[Task]:
         """A cache that looks at the pictures decides for the whole batch, so it is given copies of one at a time."""
-        from quality_rows import rows
-
         tasks = [
             Task(row, shift, pictures)
-            for row in filter(self.demo.can_run, rows())
-            for pictures in ([(one,) * len(batch) for one in batch] if row.picture_decides else [batch] * PLANNED_RUNS)
+            for row in filter(self.demo.can_run, self.subject.rows())
+            for pictures in self._batches(row, batch)
         ]
         random.Random(f"{shift} {batch}").shuffle(tasks)
         return tasks
 
-    def _run(self, task: Task) -> dict:
-        from cache_core.demo.sampling import noise
+    def _batches(self, row: Row, batch: tuple[int, ...]) -> list[tuple[int, ...]]:
+        return [(one,) * len(batch) for one in batch] if row.picture_decides else [batch] * self.subject.planned_runs
 
+    def _run(self, task: Task) -> dict:
         prompts = [self.prompts[picture] for picture in task.pictures]
-        noises = torch.cat([noise(FIRST_SEED + picture) for picture in task.pictures])
+        noises = torch.cat([self.subject.noise(FIRST_SEED + picture) for picture in task.pictures])
         self.demo.tally.clear()
         began = time.process_time()
         latents = self.demo.sample(task.row, task.shift, prompts, noises)
@@ -113,13 +106,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("through", choices=("comfyui", "diffusers"))
     parser.add_argument("file")
-    parser.add_argument("--pictures", type=int, default=BATCH)
+    parser.add_argument("--model", choices=SUBJECTS, default="picture")
+    parser.add_argument("--pictures", type=int, default=8)
     parser.add_argument("--part", type=int, default=1)
     parser.add_argument("--parts", type=int, default=1)
     asked = parser.parse_args()
     torch.set_num_threads(1)  # on matrices this small a second thread costs more than it gives
     with torch.no_grad():
-        torch.save(list(Bench(asked.through, asked.pictures).records(asked.part, asked.parts)), asked.file)
+        torch.save(
+            list(Bench(asked.through, SUBJECTS[asked.model], asked.pictures).records(asked.part, asked.parts)),
+            asked.file,
+        )
 
 
 if __name__ == "__main__":

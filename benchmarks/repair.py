@@ -15,7 +15,8 @@ from statistics import mean, median
 
 import torch
 from demo_models import InComfyUI
-from quality_sampling import BATCH, FIRST_SEED
+from quality_sampling import FIRST_SEED
+from subjects import Pictures
 
 
 def main() -> None:
@@ -32,7 +33,7 @@ def main() -> None:
 
 def table(demo: InComfyUI, pictures: int):
     """A line for each cache and shift."""
-    from quality_rows import SHIFTS, UNCACHED, Row
+    from quality_rows import UNCACHED, Row
 
     from cache_core.strategies.first_block import FirstBlockCache
     from cache_core.strategies.taylorseer import TaylorSeerCache
@@ -42,7 +43,7 @@ def table(demo: InComfyUI, pictures: int):
         Row("TaylorSeer, interval 2", strategy=TaylorSeerCache(cache_interval=2)),
         Row("TaylorSeer, interval 2, level `model`", strategy=TaylorSeerCache(cache_interval=2, cache_level="model")),
     ]
-    for shift in SHIFTS:
+    for shift in Pictures.shifts:
         whole = sampled(demo, UNCACHED, shift, pictures)
         for row in caches:
             off, on = (
@@ -60,7 +61,7 @@ def sampled(demo: InComfyUI, row, shift: float, count: int) -> list[tuple[torch.
 
     generator, found = random.Random(0), []
     prompts = [prompt_of(random_scene(generator)) for _ in range(count)]
-    for batch in (range(at, min(at + BATCH, count)) for at in range(0, count, BATCH)):
+    for batch in (range(at, min(at + Pictures.batch, count)) for at in range(0, count, Pictures.batch)):
         demo.tally.clear()
         noises = torch.cat([noise(FIRST_SEED + number) for number in batch])
         latents = demo.sample(row, shift, [prompts[number] for number in batch], noises)

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from demo_models import InComfyUI
 from repair import sampled
+from subjects import Pictures
 
 if TYPE_CHECKING:
     from quality_rows import Row
@@ -60,11 +61,11 @@ class Bench:
 
     def seen(self, row: Row, own: Row) -> Seen:
         """This way of sampling, beside the user's own one without a cache."""
-        from quality_rows import SHIFTS
-
         exact = replace(own, sampler=EULER, steps=EXACT_STEPS)
-        calls = mean(self._blocks(row, shift) / self._blocks(own, shift) for shift in SHIFTS) * own.steps
-        to_own, to_exact = (tuple(self._closeness(row, other, shift) for shift in SHIFTS) for other in (own, exact))
+        calls = mean(self._blocks(row, shift) / self._blocks(own, shift) for shift in Pictures.shifts) * own.steps
+        to_own, to_exact = (
+            tuple(self._closeness(row, other, shift) for shift in Pictures.shifts) for other in (own, exact)
+        )
         return Seen(calls, to_own, to_exact)
 
     def _blocks(self, row: Row, shift: float) -> float:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from einops import rearrange
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -42,7 +42,7 @@ class Stage(NamedTuple):
     lean: float  # of the sigmas: larger and longer videos show through more noise
 
 
-STAGES = (Stage(0.5, 64, 5, 16, 0.8), Stage(0.7, 96, 5, 8, 1.0), Stage(1.0, 96, 15, 3, 1.3))
+STAGES = (Stage(0.5, 64, 5, 16, 0.8), Stage(0.7, 96, 5, 8, 1.0), Stage(1.0, wan.SIZE, wan.FRAMES, 3, 1.3))
 MUON_RATE, ADAM_RATE = 12e-3, 3e-3
 SAVED_EVERY, MEASURED_EVERY = 180.0, 600.0  # seconds
 MEASURED = 24  # videos
@@ -107,20 +107,10 @@ def save(learner: Learner, path: Path) -> None:
 
 
 def export(average: dict[str, Tensor], path: Path) -> None:
-    """Writes float16 weights under Wan's own names, which ComfyUI's UNETLoader reads, and `load`."""
+    """Writes float16 weights under Wan's own names, which ComfyUI's UNETLoader reads, and `wan.load_transformer`."""
     config = json.dumps({"transformer": wan.COMFYUI_CONFIG})
     stored = {wan.wans_key(key): weight.half().contiguous() for key, weight in average.items()}
     save_file(stored, path, metadata={"format": "pt", "config": config})
-
-
-def load(path: Path) -> WanTransformer3DModel:
-    """The exported transformer in float32, ready to predict."""
-    from diffusers import WanTransformer3DModel
-
-    stored = load_file(path)
-    transformer = WanTransformer3DModel.from_config(wan.TRANSFORMER_CONFIG)
-    transformer.load_state_dict({key: stored[wan.wans_key(key)].float() for key in transformer.state_dict()})
-    return transformer.eval().requires_grad_(False)
 
 
 def _draw(videos: Tensor, path: Path) -> None:

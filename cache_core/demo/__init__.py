@@ -1,10 +1,11 @@
-"""A tiny trained Flux with its VAE, small enough to ship: real caching on a CPU, without a download."""
+"""A tiny trained Flux and a tiny trained Wan, small enough to ship: real caching on a CPU, without a download."""
 
 from pathlib import Path
 
 _WEIGHTS = Path(__file__).parent / "weights"
 
 FLUX_WEIGHTS = _WEIGHTS / "refrain_demo_flux.safetensors"
+WAN_WEIGHTS = _WEIGHTS / "refrain_demo_wan.safetensors"
 VAE_WEIGHTS = _WEIGHTS / "refrain_demo_vae.safetensors"
 LATENT_CODEC = _WEIGHTS / "refrain_demo_latents.safetensors"
 

@@ -7,14 +7,17 @@ There they are the pictures' latents, frame by frame: the demo's VAE decodes the
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from einops import rearrange
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from . import codec, words
+from . import WAN_WEIGHTS, codec, words
 
 TRAINED_TIMESTEPS = 1000
+FRAMES, SIZE = 15, 96  # what it was trained for at last, as pixels of one side: 540 tokens
 
 TRANSFORMER_CONFIG = {
     "num_attention_heads": 4,
@@ -71,6 +74,16 @@ def wans_key(key: str) -> str:
     for diffusers_name, name in _WANS_NAMES.items():
         key = key.replace(f".{diffusers_name}.", f".{name}.")
     return key.strip(".")
+
+
+def load_transformer(path: Path = WAN_WEIGHTS) -> nn.Module:
+    """diffusers' transformer in float32 with the weights in a Wan file, ready to predict."""
+    from diffusers import WanTransformer3DModel
+
+    stored = load_file(path)
+    transformer = WanTransformer3DModel.from_config(TRANSFORMER_CONFIG)
+    transformer.load_state_dict({key: stored[wans_key(key)].float() for key in transformer.state_dict()})
+    return transformer.eval().requires_grad_(False)
 
 
 def encode(videos: Tensor) -> Tensor:

@@ -33,10 +33,15 @@ def sampler() -> Iterator[Sample]:
 
 
 def denoised(
-    transformer, strategy: Strategy | None, prompts: Sequence[str], noise: torch.Tensor, sigmas: torch.Tensor
+    transformer: torch.nn.Module,
+    strategy: Strategy | None,
+    prompts: Sequence[str],
+    noise: torch.Tensor,
+    sigmas: torch.Tensor,
+    velocity: sampling.Velocity = sampling.velocity,
 ) -> tuple[torch.Tensor, float]:
-    """The finished latents (prompts, 16, h, w), and the share of the blocks that were computed for them."""
-    predict = partial(sampling.GuidedPrediction, transformer, prompts, GUIDANCE)
+    """The finished latents, of the noise's shape, and the share of the blocks that were computed for them."""
+    predict = partial(sampling.GuidedPrediction, transformer, prompts, GUIDANCE, velocity=velocity)
     if strategy is None or strategy.is_off:
         return sampling.denoise(predict(), noise, sigmas), 1.0
     with apply(transformer, strategy, scheduler=SimpleNamespace(timesteps=sigmas[:-1])) as handle:

@@ -15,7 +15,8 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import nn
 
-from ...demo import FLUX_WEIGHTS, VAE_WEIGHTS, words
+from ...demo import FLUX_WEIGHTS, VAE_WEIGHTS, WAN_WEIGHTS, wan, words
+from ...demo.sampling import TRANSFORMER_CONFIG
 from ...presets import DEMO
 from . import families
 
@@ -27,8 +28,17 @@ def load_model() -> ModelPatcher:
         model = comfy.sd.load_diffusion_model_state_dict(weights)
     except ValueError:  # ComfyUI 0.8: takes every Flux to have 24 heads
         model = None
-    model = model or _load_with_own_heads(comfy.utils.load_torch_file(str(FLUX_WEIGHTS)))
+    if model is None:
+        found = comfy.model_detection.convert_diffusers_mmdit(comfy.utils.load_torch_file(str(FLUX_WEIGHTS)), "")
+        model = _load(found, num_heads=TRANSFORMER_CONFIG["num_attention_heads"])
     model.set_attachments(families.KEY, DEMO)  # it is no Flux.1, for which others published settings
+    return model
+
+
+def load_video_model() -> ModelPatcher:
+    """The tiny Wan. Stock loaders read what its weights do not tell from the file's metadata, but for ComfyUI 0.8's."""
+    model = _load(comfy.utils.load_torch_file(str(WAN_WEIGHTS)), **wan.COMFYUI_CONFIG)
+    model.set_attachments(families.KEY, DEMO)  # nor is it the Wan for which others published settings
     return model
 
 
@@ -44,14 +54,14 @@ def load_vae() -> comfy.sd.VAE:
     return vae
 
 
-def shifted(model: ModelPatcher, shift: float) -> ModelPatcher:
-    """The model with a flow shift, as stock ModelSamplingAuraFlow gives it; its multiplier 1 is this model's."""
+def shifted(model: ModelPatcher, shift: float, multiplier: float = 1.0) -> ModelPatcher:
+    """The model with a flow shift, as stock ModelSamplingAuraFlow gives it; the multiplier 1 is the tiny Flux's."""
 
     class Shifted(comfy.model_sampling.ModelSamplingDiscreteFlow, comfy.model_sampling.CONST):
         pass
 
     patched, sampling = model.clone(), Shifted(model.model.model_config)
-    sampling.set_parameters(shift=shift, multiplier=1.0)
+    sampling.set_parameters(shift=shift, multiplier=multiplier)
     patched.add_object_patch("model_sampling", sampling)
     return patched
 
@@ -90,10 +100,9 @@ def _conditioning(clip: comfy.sd.CLIP, prompts: Sequence[str]) -> list:
     return [[torch.cat([tokens for tokens, _ in entries]), {**entries[0][1], "pooled_output": pooled}]]
 
 
-def _load_with_own_heads(diffusers_weights: dict[str, torch.Tensor]) -> ModelPatcher:
-    weights = comfy.model_detection.convert_diffusers_mmdit(diffusers_weights, "")
-    config = comfy.model_detection.detect_unet_config(weights, "")
-    config["num_heads"] = config["hidden_size"] // sum(config["axes_dim"])
+def _load(weights: dict[str, torch.Tensor], **told: Any) -> ModelPatcher:
+    """What the stock loader makes of them, told of the configuration what it would guess wrong."""
+    config = comfy.model_detection.detect_unet_config(weights, "") | told
     model_config = comfy.model_detection.model_config_from_unet_config(config, weights)
     device = comfy.model_management.get_torch_device()
     dtype = comfy.model_management.unet_dtype(device=device, supported_dtypes=model_config.supported_inference_dtypes)

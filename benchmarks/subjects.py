@@ -1,0 +1,146 @@
+"""What the quality benchmark draws, and by which trained model.
+
+In ComfyUI's Python cache_core can only be imported once ComfyUI was started, so this file imports late.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from quality_rows import Row
+
+
+class Pictures:
+    """64 x 64, by the tiny Flux."""
+
+    name, title = "picture", "pictures"
+    shifts = (1.0, 3.0, 6.0)  # of the flow's schedule
+    multiplier = 1.0  # of the model's sigmas, as it counts them
+    count = 16  # unless told
+    batch = 8  # in a sampling run: with fewer, this tiny model spends its time in Python, not in arithmetic
+    planned_runs = 3  # of the same batch where the schedule decides: the pictures are the same, the times are not quite
+
+    def rows(self) -> list[Row]:
+        """All that is compared with the uncached run."""
+        import quality_rows
+
+        return quality_rows.rows()
+
+    def prompts(self, count: int) -> list[str]:
+        """Those of the first pictures."""
+        from cache_core.demo.scene import prompt_of, random_scene
+
+        generator = random.Random(0)
+        return [prompt_of(random_scene(generator)) for _ in range(count)]
+
+    def noise(self, seed: int) -> torch.Tensor:
+        """The starting noise of one, (1, 16, 8, 8)."""
+        from cache_core.demo.sampling import noise
+
+        return noise(seed)
+
+    def decode(self, latent: torch.Tensor) -> torch.Tensor:
+        """The picture (1, 3, 64, 64) of a latent (16, 8, 8)."""
+        from cache_core.demo.codec import decode
+
+        return decode(latent[None])
+
+    def load_in_comfyui(self) -> Any:
+        """The MODEL."""
+        from cache_core.adapters.comfyui.demo import load_model
+
+        return load_model()
+
+    def blocks_in_comfyui(self) -> tuple[type[torch.nn.Module], ...]:
+        """The classes of its blocks."""
+        from comfy.ldm.flux.layers import DoubleStreamBlock, SingleStreamBlock
+
+        return DoubleStreamBlock, SingleStreamBlock
+
+    def load_in_diffusers(self) -> torch.nn.Module:
+        """The transformer."""
+        from cache_core.demo.sampling import load_transformer
+
+        return load_transformer()
+
+    def parts_in_diffusers(self) -> dict[str, tuple[type[torch.nn.Module], ...]]:
+        """The classes of its blocks and of its attentions."""
+        from diffusers.models.transformers import transformer_flux as flux
+
+        return {
+            "blocks": (flux.FluxTransformerBlock, flux.FluxSingleTransformerBlock),
+            "attentions": (flux.FluxAttention,),
+        }
+
+    def velocity(self) -> Callable:
+        """One call of the transformer."""
+        from cache_core.demo.sampling import velocity
+
+        return velocity
+
+
+class Videos(Pictures):
+    """15 frames of 96 x 96, by the tiny Wan: 540 tokens, and more than half of the work is attention."""
+
+    name, title = "video", "videos"
+    shifts = (3.0, 8.0)  # ComfyUI's own for Wan is 8
+    multiplier = 1000.0
+    count = 8
+    batch = 1
+    planned_runs = 1
+
+    def rows(self) -> list[Row]:
+        import video_rows
+
+        return video_rows.rows()
+
+    def prompts(self, count: int) -> list[str]:
+        from cache_core.demo.motion import prompt_of, random_clip
+
+        generator = random.Random(0)
+        return [prompt_of(random_clip(generator)) for _ in range(count)]
+
+    def noise(self, seed: int) -> torch.Tensor:
+        """The starting noise of one, (1, 16, 15, 12, 12)."""
+        from cache_core.demo import wan
+
+        return wan.noise(seed, wan.FRAMES, wan.SIZE)
+
+    def decode(self, latent: torch.Tensor) -> torch.Tensor:
+        """The frames (15, 3, 96, 96) of a latent (16, 15, 12, 12)."""
+        from cache_core.demo.wan import decode
+
+        return decode(latent[None])[0]
+
+    def load_in_comfyui(self) -> Any:
+        from cache_core.adapters.comfyui.demo import load_video_model
+
+        return load_video_model()
+
+    def blocks_in_comfyui(self) -> tuple[type[torch.nn.Module], ...]:
+        from comfy.ldm.wan.model import WanAttentionBlock
+
+        return (WanAttentionBlock,)
+
+    def load_in_diffusers(self) -> torch.nn.Module:
+        from cache_core.demo.wan import load_transformer
+
+        return load_transformer()
+
+    def parts_in_diffusers(self) -> dict[str, tuple[type[torch.nn.Module], ...]]:
+        from diffusers.models.transformers import transformer_wan as wan
+
+        return {"blocks": (wan.WanTransformerBlock,), "attentions": (wan.WanAttention,)}
+
+    def velocity(self) -> Callable:
+        from cache_core.demo.wan import velocity
+
+        return velocity
+
+
+SUBJECTS = {subject.name: subject for subject in (Pictures(), Videos())}

@@ -1,0 +1,119 @@
+"""What `quality.py --model video` compares: also attention caches at many settings, and caches in turn."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from quality_rows import FEWER_STEPS, Row, of_comfyui
+
+from cache_core.strategies.faster_cache import FasterCache
+from cache_core.strategies.first_block import FirstBlockCache
+from cache_core.strategies.pyramid_attention import PyramidAttentionBroadcast
+from cache_core.strategies.taylorseer import TaylorSeerCache
+
+SECOND_ORDER = ("dpmpp_2m", "res_multistep")
+WINDOWS = {"": (100, 800), " from timestep 950": (-1, 950), " in all timesteps": (-1, 1001)}
+
+
+def rows() -> list[Row]:
+    """All that is compared with the uncached run, method by method, each from careful to fast."""
+    return [
+        *(Row(FEWER_STEPS, f"{steps} steps", steps=steps) for steps in (19, 18, 17, 16, 15, 14, 13, 12, 11, 10, 8, 6)),
+        *(
+            Row(f"Fewer steps, {sampler}", f"{steps} steps", steps=steps, sampler=sampler)
+            for sampler in SECOND_ORDER
+            for steps in (16, 14, 12, 10, 8)
+        ),
+        *_first_block_cache(),
+        *_taylorseer(),
+        *_pyramid_attention_broadcast(),
+        *_faster_cache(),
+        *_in_turn(),
+        *of_comfyui("EasyCache, handed a clone", "EasyCache", (0.05, 0.1, 0.2), handed_a_clone=True),
+    ]
+
+
+def _first_block_cache() -> list[Row]:
+    return [
+        Row(f"First Block Cache{told}", f"threshold {value:g}", strategy=FirstBlockCache(value, repair=repair))
+        for told, repair in (("", "off"), (", repair", "on"))
+        for value in (0.08, 0.12, 0.2)
+    ]
+
+
+def _taylorseer() -> list[Row]:
+    return [
+        Row(f"TaylorSeer{told}", f"interval {interval}", strategy=TaylorSeerCache(interval, **settings))
+        for told, settings, intervals in (
+            ("", {}, (2, 3, 4)),
+            (", repair", dict(repair="on"), (2,)),
+            (", level module", dict(cache_level="module"), (2, 3)),
+        )
+        for interval in intervals
+    ]
+
+
+def _pyramid_attention_broadcast() -> list[Row]:
+    """The ranges of self-attention and of cross-attention, in the usual window and in larger ones."""
+    ranges = {
+        "": ((2, 1), (3, 1), (4, 1), (2, 3)),
+        " from timestep 950": ((2, 1), (3, 1), (2, 3), (1, 3)),
+        " in all timesteps": ((2, 1), (2, 3)),
+    }
+    return [
+        Row(
+            f"Pyramid Attention Broadcast{told}",
+            f"self {own}, cross {cross}",
+            strategy=PyramidAttentionBroadcast(
+                spatial_attention_block_skip_range=own,
+                cross_attention_block_skip_range=cross,
+                **_within(WINDOWS[told], "spatial_attention", "cross_attention"),
+            ),
+        )
+        for told, pairs in ranges.items()
+        for own, cross in pairs
+    ]
+
+
+def _faster_cache() -> list[Row]:
+    """The range of 1 is off: no attention is extrapolated, or no negative prompt is left out."""
+    plain = dict(alpha_low_frequency=1.0, alpha_high_frequency=1.0)  # the difference of the prompts as it was measured
+    early = _within(WINDOWS[" from timestep 950"], "spatial_attention", "unconditional_batch")
+    variants = [
+        ("FasterCache", ((2, 2), (2, 3), (2, 5)), {}),
+        ("FasterCache from timestep 950", ((2, 1), (1, 2), (2, 2), (1, 3)), early),
+        ("FasterCache from timestep 950, attention as it was", ((2, 1),), early | dict(attention_weight=0.0)),
+        ("FasterCache from timestep 950, weights 1", ((1, 2), (1, 3)), early | plain),
+        ("FasterCache, negative prompt only, weights 1", ((1, 2), (1, 3), (1, 5)), plain),
+    ]
+    return [
+        Row(
+            method,
+            f"attention {attention}, negative prompt {negative}",
+            strategy=FasterCache(
+                spatial_attention_block_skip_range=attention, unconditional_batch_skip_range=negative, **settings
+            ),
+        )
+        for method, ranges, settings in variants
+        for attention, negative in ranges
+    ]
+
+
+def _in_turn() -> list[Row]:
+    first = Row("First Block Cache 0.08", strategy=FirstBlockCache(0.08))
+    taylor = Row("TaylorSeer 2", strategy=TaylorSeerCache(2))
+    pab = PyramidAttentionBroadcast()
+    negative = FasterCache(spatial_attention_block_skip_range=1, unconditional_batch_skip_range=2)
+    return [
+        replace(row, method=f"{row.method}, then {told}", setting=setting, then=then)
+        for row in (first, taylor)
+        for told, setting, then in (
+            ("PAB", "self 2", pab),
+            ("FasterCache", "negative prompt 2", negative),
+        )
+    ]
+
+
+def _within(window: tuple[int, int], *kinds: str) -> dict[str, int]:
+    ends = zip(("start", "end"), window)
+    return {f"{kind}_timestep_skip_{end}": timestep for end, timestep in ends for kind in kinds}
