@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from types import SimpleNamespace
+from typing import Any
 
 import torch
 
@@ -38,12 +38,22 @@ def denoised(
     prompts: Sequence[str],
     noise: torch.Tensor,
     sigmas: torch.Tensor,
+    guidance: float = GUIDANCE,
     velocity: sampling.Velocity = sampling.velocity,
 ) -> tuple[torch.Tensor, float]:
     """The finished latents, of the noise's shape, and the share of the blocks that were computed for them."""
-    predict = partial(sampling.GuidedPrediction, transformer, prompts, GUIDANCE, velocity=velocity)
+    predict = partial(sampling.GuidedPrediction, transformer, prompts, guidance, velocity=velocity)
     if strategy is None or strategy.is_off:
         return sampling.denoise(predict(), noise, sigmas), 1.0
-    with apply(transformer, strategy, scheduler=SimpleNamespace(timesteps=sigmas[:-1])) as handle:
+    with apply(transformer, strategy, scheduler=_scheduler(sigmas)) as handle:
         latents = sampling.denoise(predict(call_context=partial(cache_context, transformer)), noise, sigmas)
         return latents, handle.report.computed_share
+
+
+def _scheduler(sigmas: torch.Tensor) -> Any:
+    """diffusers' scheduler of a run along these sigmas, from 1 to 0."""
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    scheduler = FlowMatchEulerDiscreteScheduler()
+    scheduler.set_timesteps(sigmas=sigmas[:-1].tolist())
+    return scheduler
