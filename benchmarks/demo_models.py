@@ -63,11 +63,9 @@ class InComfyUI:
         """Latents of the noise's shape, as the transformer knows them."""
         import comfy.sample
 
-        from cache_core.demo.methods import GUIDANCE
-
         model, empty = _with_row(self._shifted(shift), row), torch.zeros_like(noise)
         positive, negative = _conditioning(prompts), _conditioning([""] * len(prompts))
-        settings = row.steps, GUIDANCE, row.sampler, "simple"
+        settings = row.steps, self.subject.guidance, row.sampler, "simple"
         latent = comfy.sample.sample(model, noise, *settings, positive, negative, empty, seed=0, disable_pbar=True)
         return self.model.model.process_latent_in(latent)
 
@@ -138,4 +136,6 @@ class InDiffusers:
         from cache_core.demo.with_diffusers import denoised
 
         sigmas = flow_sigmas(row.steps, shift)
-        return denoised(self.transformer, row.strategy, prompts, noise, sigmas, self.subject.velocity())[0]
+        return denoised(
+            self.transformer, row.strategy, prompts, noise, sigmas, self.subject.guidance, self.subject.velocity()
+        )[0]

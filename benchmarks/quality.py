@@ -1,7 +1,6 @@
 """How close cached pictures stay to uncached ones, what that costs, and what simply taking fewer steps would give.
 
-    python benchmarks/quality.py [--model picture|video] [--quick] [--pictures N] [--workers N] [--out FOLDER]
-                                 [--redraw]
+    python benchmarks/quality.py [--model NAME] [--quick] [--pictures N] [--workers N] [--out FOLDER] [--redraw]
 
 with this project's Python, the extra "benchmark" installed. A trained demo model in a real ComfyUI (COMFYUI_PATH,
 COMFYUI_PYTHON; without one, in diffusers), 20 Euler steps, cfg 3, at several flow shifts. Writes quality.md,
@@ -24,13 +23,11 @@ from quality_results import Result, Results
 from quality_rows import UNCACHED
 from subjects import SUBJECTS, Pictures
 
-from cache_core.demo.methods import GUIDANCE, STEPS
 from cache_core.demo.server import find_comfyui
 
 HERE = Path(__file__).resolve().parent
 KEPT = HERE.parent / "docs" / "benchmarks"
 SCRATCH = HERE.parent / "build" / "quality"
-FILES = {"picture": "quality", "video": "video"}
 HEADING = """# Quality of {title}
 
 Made by `benchmarks/quality.py --model {model}`; what the columns mean is in `README.md`. The demo model in {through}:
@@ -42,7 +39,7 @@ def main() -> None:
     """Sample, judge, and write the tables, the numbers and the plot."""
     asked = _arguments()
     asked.out.mkdir(parents=True, exist_ok=True)
-    file = asked.out / FILES[asked.model]
+    file = asked.out / SUBJECTS[asked.model].file
     if asked.redraw:
         results = Results.read(file.with_suffix(".json"))
     else:
@@ -73,14 +70,14 @@ def measure(subject: Pictures, pictures: int, workers: int) -> Results:
         if failed:
             raise SystemExit(f"Sampling failed, see above: {failed[0]}")
         records = [record for file in files for record in torch.load(file, weights_only=True)]
-    uncached = [record["seconds"] for record in records if record["method"] == UNCACHED.method]
+    uncached = [record["seconds"] for record in records if record["method"] == UNCACHED]
     made = {
         "model": subject.name,
         "title": subject.title,
         "through": records[0]["through"],
         "pictures": pictures,
-        "steps": STEPS,
-        "cfg": GUIDANCE,
+        "steps": subject.steps,
+        "cfg": subject.guidance,
         "batch": min(subject.batch, pictures),
         "workers": workers,
         "uncached_seconds": round(sum(uncached) / len(uncached), 4),
@@ -92,9 +89,9 @@ def measure(subject: Pictures, pictures: int, workers: int) -> Results:
 def judged(subject: Pictures, records: Iterable[dict]) -> list[Result]:
     """The records of each row at each shift, against the uncached one of the same seed, in the order of its rows."""
     plain, results, seen = {}, {}, set()
-    for record in sorted(records, key=lambda record: record["method"] != UNCACHED.method):  # uncached first
+    for record in sorted(records, key=lambda record: record["method"] != UNCACHED):  # uncached first
         pictures = {(record["shift"], number): latent for number, latent in record["latents"].items()}
-        if record["method"] == UNCACHED.method:
+        if record["method"] == UNCACHED:
             plain |= pictures
             whole = record
             continue

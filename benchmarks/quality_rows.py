@@ -11,7 +11,7 @@ from cache_core.strategies.pyramid_attention import PyramidAttentionBroadcast
 from cache_core.strategies.taylorseer import TaylorSeerCache
 from cache_core.strategy.strategy import Strategy
 
-FEWER_STEPS = "Fewer steps, no cache"
+UNCACHED, FEWER_STEPS = "Uncached", "Fewer steps, no cache"
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,9 @@ class Row:
         return self.comfyui is not None or isinstance(self.strategy, FirstBlockCache)
 
 
-UNCACHED = Row("Uncached", f"{STEPS} steps")
+def uncached(steps: int = STEPS) -> Row:
+    """What the others are compared with."""
+    return Row(UNCACHED, f"{steps} steps", steps)
 
 
 def rows() -> list[Row]:

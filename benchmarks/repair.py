@@ -33,7 +33,7 @@ def main() -> None:
 
 def table(demo: InComfyUI, pictures: int):
     """A line for each cache and shift."""
-    from quality_rows import UNCACHED, Row
+    from quality_rows import Row, uncached
 
     from cache_core.strategies.first_block import FirstBlockCache
     from cache_core.strategies.taylorseer import TaylorSeerCache
@@ -44,7 +44,7 @@ def table(demo: InComfyUI, pictures: int):
         Row("TaylorSeer, interval 2, level `model`", strategy=TaylorSeerCache(cache_interval=2, cache_level="model")),
     ]
     for shift in Pictures.shifts:
-        whole = sampled(demo, UNCACHED, shift, pictures)
+        whole = sampled(demo, uncached(), shift, pictures)
         for row in caches:
             off, on = (
                 sampled(demo, replace(row, strategy=replace(row.strategy, repair=repair)), shift, pictures)

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 class Pictures:
     """64 x 64, by the tiny Flux."""
 
-    name, title = "picture", "pictures"
+    name, file, title = "picture", "quality", "pictures"
+    steps, guidance = 20, 3.0
     shifts = (1.0, 3.0, 6.0)  # of the flow's schedule
     multiplier = 1.0  # of the model's sigmas, as it counts them
     count = 16  # unless told
@@ -84,10 +85,39 @@ class Pictures:
         return velocity
 
 
+class FewSteps(Pictures):
+    """64 x 64, by the tiny Flux with a LoRA for 8 or 4 steps, without guidance."""
+
+    shifts, guidance = (3.0,), 1.0
+
+    def __init__(self, steps: int) -> None:
+        self.steps, self.name, self.file = steps, f"few-steps-{steps}", f"few_steps_{steps}"
+        self.title = f"pictures by the LoRA for {self._lora} steps"
+
+    def rows(self) -> list[Row]:
+        import few_step_rows
+
+        return few_step_rows.rows(self.steps)
+
+    def load_in_comfyui(self) -> Any:
+        from cache_core.adapters.comfyui.demo import load_few_step_model
+
+        return load_few_step_model(self._lora)
+
+    def load_in_diffusers(self) -> torch.nn.Module:
+        from cache_core.demo.sampling import load_few_step_transformer
+
+        return load_few_step_transformer(self._lora)
+
+    @property
+    def _lora(self) -> int:
+        return 4 if self.steps <= 4 else 8
+
+
 class Videos(Pictures):
     """15 frames of 96 x 96, by the tiny Wan: 540 tokens, and more than half of the work is attention."""
 
-    name, title = "video", "videos"
+    name, file, title = "video", "video", "videos"
     shifts = (3.0, 8.0)  # ComfyUI's own for Wan is 8
     multiplier = 1000.0
     count = 8
@@ -143,4 +173,4 @@ class Videos(Pictures):
         return velocity
 
 
-SUBJECTS = {subject.name: subject for subject in (Pictures(), Videos())}
+SUBJECTS = {subject.name: subject for subject in (Pictures(), FewSteps(8), FewSteps(6), FewSteps(4), Videos())}

@@ -80,9 +80,9 @@ class Bench:
 
 def table(bench: Bench, sampler: str, steps: int) -> Iterator[str]:
     """Every cache under this sampler, each followed by the uncached samplers of as many calls."""
-    from quality_rows import FEWER_STEPS, UNCACHED, Row
+    from quality_rows import FEWER_STEPS, Row, uncached
 
-    own = replace(UNCACHED, sampler=sampler, steps=steps)
+    own = replace(uncached(steps), sampler=sampler)
     yield f"## {sampler}, {steps} steps\n\n| method | calls | to own | to exact |\n|---|---:|---|---|"
     yield line("uncached", bench.seen(own, own))
     for name, strategy in caches(repaired=sampler == EULER):

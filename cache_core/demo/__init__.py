@@ -5,6 +5,7 @@ from pathlib import Path
 _WEIGHTS = Path(__file__).parent / "weights"
 
 FLUX_WEIGHTS = _WEIGHTS / "refrain_demo_flux.safetensors"
+FEW_STEP_LORAS = {steps: _WEIGHTS / f"refrain_demo_{steps}_steps.safetensors" for steps in (8, 4)}
 WAN_WEIGHTS = _WEIGHTS / "refrain_demo_wan.safetensors"
 VAE_WEIGHTS = _WEIGHTS / "refrain_demo_vae.safetensors"
 LATENT_CODEC = _WEIGHTS / "refrain_demo_latents.safetensors"
