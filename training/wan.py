@@ -42,7 +42,7 @@ class Stage(NamedTuple):
     lean: float  # of the sigmas: larger and longer videos show through more noise
 
 
-STAGES = (Stage(0.5, 64, 5, 16, 0.8), Stage(0.7, 96, 5, 8, 1.0), Stage(1.0, wan.SIZE, wan.FRAMES, 3, 1.3))
+STAGES = (Stage(0.45, 64, 5, 16, 0.8), Stage(0.7, 64, wan.FRAMES, 6, 1.0), Stage(1.0, wan.SIZE, wan.FRAMES, 3, 1.3))
 MUON_RATE, ADAM_RATE = 12e-3, 3e-3
 SAVED_EVERY, MEASURED_EVERY = 180.0, 600.0  # seconds
 MEASURED = 24  # videos
@@ -122,7 +122,7 @@ def _draw(videos: Tensor, path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=9000)
+    parser.add_argument("--steps", type=int, default=4800)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True, help="beside it: .checkpoint, and .png of some videos")
     parser.add_argument("--bfloat16", action="store_true", help="faster, on processors with bfloat16 units only")

@@ -38,7 +38,8 @@ def test_a_killed_run_goes_on_with_the_losses_it_would_have_had(tmp_path):
 
 
 def test_each_stage_has_its_share_of_the_steps():
-    assert [training.stage_of(step / 10).size for step in (0, 4, 5, 9, 10)] == [64, 64, 96, 96, 96]
+    stages = [training.stage_of(step / 10) for step in (0, 4, 5, 7, 10)]
+    assert [(stage.size, stage.frames) for stage in stages] == [(64, 5), (64, 5), (64, 15), (96, 15), (96, 15)]
 
 
 def test_a_few_steps_lower_the_loss():
