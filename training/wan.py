@@ -40,9 +40,15 @@ class Stage(NamedTuple):
     frames: int
     batch: int
     lean: float  # of the sigmas: larger and longer videos show through more noise
+    every: int = 1  # of how many frames one is shown: many motions are learned sooner from few frames far apart
 
 
-STAGES = (Stage(0.45, 64, 5, 16, 0.8), Stage(0.7, 64, wan.FRAMES, 6, 1.0), Stage(1.0, wan.SIZE, wan.FRAMES, 3, 1.3))
+STAGES = (
+    Stage(0.3, 64, 5, 16, 0.8),
+    Stage(0.55, 64, 5, 16, 0.8, every=3),
+    Stage(0.75, 64, wan.FRAMES, 6, 1.0),
+    Stage(1.0, wan.SIZE, wan.FRAMES, 3, 1.3),
+)
 MUON_RATE, ADAM_RATE = 12e-3, 3e-3
 SAVED_EVERY, MEASURED_EVERY = 180.0, 600.0  # seconds
 MEASURED = 24  # videos
@@ -69,7 +75,7 @@ def take_step(learner: Learner, steps: int, stages: tuple[Stage, ...] = STAGES, 
     chance = random.Random(f"{seed} {learner.steps}")
     generator = torch.Generator().manual_seed(chance.getrandbits(60))
     clips = [motion.random_clip(chance) for _ in range(stage.batch)]
-    latents = wan.encode(motion.render(clips, stage.frames, stage.size, generator))
+    latents = wan.encode(motion.render(clips, stage.frames, stage.size, generator, stage.every))
     texts = encode_prompts(list(map(motion.prompt_of, clips)))
     loss = partial(flow_loss, velocity=wan.velocity, latents=latents, texts=texts, lean=stage.lean, generator=generator)
     with sdpa_kernel(SDPBackend.MATH):  # up to a fifth faster: flash attention goes back slowly on a CPU
@@ -96,7 +102,7 @@ def measure(learner: Learner, stage: Stage, picture: Path) -> dict[str, float]:
     clips = [motion.random_clip(chance) for _ in range(MEASURED)]
     videos = sample(transformer.eval(), clips, stage.frames, stage.size)
     _draw(videos[:8], picture)
-    return share_right(videos, clips)
+    return share_right(videos, clips, stage.every)
 
 
 def save(learner: Learner, path: Path) -> None:
@@ -122,7 +128,7 @@ def _draw(videos: Tensor, path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=4800)
+    parser.add_argument("--steps", type=int, default=8000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True, help="beside it: .checkpoint, and .png of some videos")
     parser.add_argument("--bfloat16", action="store_true", help="faster, on processors with bfloat16 units only")

@@ -36,8 +36,8 @@ class Seen(NamedTuple):
     background: str = ""
 
 
-def seen(video: Tensor) -> Seen:
-    """What a video (frames, 3, size, size) in 0..1 shows."""
+def seen(video: Tensor, every: int = 1) -> Seen:
+    """What a video (frames, 3, size, size) in 0..1 shows, of which one of so many frames is there."""
     hues = _hues(video)
     edge = torch.cat([hues[:, 0], hues[:, -1], hues[:, :, 0], hues[:, :, -1]], dim=1)
     background = COLORS[_most_frequent(edge)]
@@ -51,18 +51,18 @@ def seen(video: Tensor) -> Seen:
     x, y, radius = _middles(masks)
     scores = _alike(_brought_to_the_middle(masks, x, y, radius))  # (frames, shapes, angles)
     shape = scores.amax(2).mean(0).argmax()
-    rates = Rates(_slope(x), _slope(y), _slope(radius.log()), _turning(scores[:, shape]))
-    motion, speed = _told(rates)
+    rates = Rates(_slope(x), _slope(y), _slope(radius.log()), _turning(scores[:, shape], every))
+    motion, speed = _told(rates, every)
     place = min(PLACES, key=lambda name: math.dist(PLACES[name], (x.mean().item(), y.mean().item())))
     return Seen(color, SHAPES[shape], place, motion, speed, background)
 
 
-def share_right(videos: Sequence[Tensor], clips: Sequence[Clip]) -> dict[str, float]:
+def share_right(videos: Sequence[Tensor], clips: Sequence[Clip], every: int = 1) -> dict[str, float]:
     """Of each part of what is seen: the share of the videos in which it is what the clip says. And of "all" of them."""
     right = torch.tensor(
         [
             [getattr(found, part) == getattr(clip, part) for part in Seen._fields]
-            for found, clip in zip(map(seen, videos), clips, strict=True)
+            for found, clip in zip((seen(video, every) for video in videos), clips, strict=True)
         ]
     )
     return dict(zip(Seen._fields, right.float().mean(0).tolist())) | {"all": right.all(1).float().mean().item()}
@@ -129,10 +129,10 @@ def _slope(values: Tensor) -> float:
     return ((time * values).sum() / time.square().sum()).item()
 
 
-def _turning(scores: Tensor) -> float:
+def _turning(scores: Tensor, every: int) -> float:
     """The turn from a frame to the next at which a shape's scores (frames, angles) are highest over all frames."""
     frames = torch.arange(len(scores))
-    fastest = 4 * SPEEDS["quickly"] * UNIT.turn / 3
+    fastest = 4 * SPEEDS["quickly"] * UNIT.turn * every / 3
     rates = torch.linspace(-fastest, fastest, 65)
     turned = (frames * rates[:, None] * (ANGLES / (2 * math.pi))).round().long()  # (rates, frames)
     starts = torch.arange(ANGLES)[:, None, None]
@@ -141,10 +141,10 @@ def _turning(scores: Tensor) -> float:
     return rates[best].mean().item()
 
 
-def _told(rates: Rates) -> tuple[str, str]:
+def _told(rates: Rates, every: int) -> tuple[str, str]:
     """The motion and the speed in words: of the change that is largest beside its unit."""
     name = max(Rates._fields, key=lambda name: abs(getattr(rates, name)) / getattr(UNIT, name))
-    amount = getattr(rates, name) / getattr(UNIT, name)
+    amount = getattr(rates, name) / (getattr(UNIT, name) * every)
     if abs(amount) < SEEN_FROM:
         return "", ""
     speed = "quickly" if abs(amount) > FASTER_FROM else "slowly"

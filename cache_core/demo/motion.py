@@ -78,10 +78,13 @@ def prompt_of(clip: Clip) -> str:
     return f"a {clip.color} {clip.shape} at the {clip.place} {moving} on a {clip.background} {clip.pattern} background"
 
 
-def render(clips: Sequence[Clip], frames: int, size: int = 64, generator: torch.Generator | None = None) -> Tensor:
+def render(
+    clips: Sequence[Clip], frames: int, size: int = 64, generator: torch.Generator | None = None, every: int = 1
+) -> Tensor:
     """Videos (batch, frames, 3, size, size) in 0..1. Colours, places, angles and light vary a little from call to call.
 
-    A frame more shows more of the same motion: an object is as fast in videos of 5 frames as in those of 15.
+    A frame more shows more of the same motion: an object is as fast in videos of 5 frames as in those of 15. `every` is
+    of how many frames one is shown.
     """
     uniform = chances(len(clips), generator)
     x, y = grid(size)
@@ -90,7 +93,7 @@ def render(clips: Sequence[Clip], frames: int, size: int = 64, generator: torch.
     picture = ground([clip.pattern for clip in clips], background, x, y, uniform)
     places = torch.tensor([PLACES[clip.place] for clip in clips])[:, :, None, None, None]
     rates = torch.tensor([[rate * SPEEDS[clip.speed] for rate in MOTIONS[clip.motion]] for clip in clips])
-    changes = torch.einsum("bk,f->kbf", rates, torch.arange(frames) - (frames - 1) / 2)[..., None, None]
+    changes = torch.einsum("bk,f->kbf", rates, every * (torch.arange(frames) - (frames - 1) / 2))[..., None, None]
     pose = Pose(
         places[:, 0] + uniform(-0.04, 0.04) + changes[0],  # (batch, frames, 1, 1), as all of a pose
         places[:, 1] + uniform(-0.04, 0.04) + changes[1],

@@ -9,8 +9,8 @@ from cache_core.demo import motion, wan, words
 from training import yardstick
 
 
-def rendered(clips, frames=15, size=96):
-    return motion.render(clips, frames, size, torch.Generator().manual_seed(0))
+def rendered(clips, frames=15, size=96, every=1):
+    return motion.render(clips, frames, size, torch.Generator().manual_seed(0), every)
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +62,12 @@ def test_a_word_that_is_not_what_was_drawn_is_seen_to_be_wrong(clips, videos):
         shares = yardstick.share_right(videos, told)
         assert shares[part] < 0.05 and shares["all"] < 0.05
         assert min(share for other, share in shares.items() if other not in (part, "all")) > 0.95
+
+
+def test_every_third_frame_shows_the_same_motion_in_fewer_frames(clips, videos):
+    torch.testing.assert_close(rendered(clips, 5, every=3), rendered(clips)[:, 1::3])
+    assert yardstick.share_right(videos[:, 1::3], clips, every=3)["all"] == 1
+    assert yardstick.share_right(videos[:, 1::3], clips)["speed"] < 0.8
 
 
 def test_backwards_everything_moves_the_other_way(videos, found):
