@@ -15,6 +15,7 @@ COLORS = ("red", "yellow", "green", "blue", "purple", "white")
 SHAPES = ("ball", "triangle", "star", "heart", "cross", "moon")
 PATTERNS = ("plain", "striped", "checkered")
 SPEEDS = {"slowly": 1.0, "quickly": 2.4}
+DAWN = 0.03  # how much brighter a frame is than the one before
 RADIUS = 0.36  # of the picture's 1 from its middle to its edge, at the middle of the video
 
 
@@ -84,7 +85,8 @@ def render(
     """Videos (batch, frames, 3, size, size) in 0..1. Colours, places, angles and light vary a little from call to call.
 
     A frame more shows more of the same motion: an object is as fast in videos of 5 frames as in those of 15. `every` is
-    of how many frames one is shown.
+    of how many frames one is shown. In all of them it dawns: without that, a set of videos would be the same backwards,
+    and a model that sees no frame's number, but how far frames are apart, took no notice of which is the first.
     """
     uniform = chances(len(clips), generator)
     x, y = grid(size)
@@ -92,8 +94,9 @@ def render(
     background = tinted([clip.background for clip in clips], uniform)
     picture = ground([clip.pattern for clip in clips], background, x, y, uniform)
     places = torch.tensor([PLACES[clip.place] for clip in clips])[:, :, None, None, None]
+    time = every * (torch.arange(frames) - (frames - 1) / 2)
     rates = torch.tensor([[rate * SPEEDS[clip.speed] for rate in MOTIONS[clip.motion]] for clip in clips])
-    changes = torch.einsum("bk,f->kbf", rates, every * (torch.arange(frames) - (frames - 1) / 2))[..., None, None]
+    changes = torch.einsum("bk,f->kbf", rates, time)[..., None, None]
     pose = Pose(
         places[:, 0] + uniform(-0.04, 0.04) + changes[0],  # (batch, frames, 1, 1), as all of a pose
         places[:, 1] + uniform(-0.04, 0.04) + changes[1],
@@ -108,4 +111,5 @@ def render(
         x,
         y,
     )
-    return rearrange(video.clamp(0, 1), "(batch frames) color h w -> batch frames color h w", frames=frames)
+    video = rearrange(video, "(batch frames) color h w -> batch frames color h w", frames=frames)
+    return (video * (1 + DAWN * time)[:, None, None, None]).clamp(0, 1)
