@@ -13,9 +13,10 @@ import comfy.sd
 import comfy.utils
 import torch
 from comfy.model_patcher import ModelPatcher
+from einops import rearrange
 from torch import nn
 
-from ...demo import FLUX_WEIGHTS, VAE_WEIGHTS, WAN_WEIGHTS, wan, words
+from ...demo import FEW_STEP_LORAS, FLUX_WEIGHTS, VAE_WEIGHTS, WAN_WEIGHTS, wan, words
 from ...demo.sampling import TRANSFORMER_CONFIG
 from ...presets import DEMO
 from . import families
@@ -35,6 +36,12 @@ def load_model() -> ModelPatcher:
     return model
 
 
+def load_few_step_model(steps: int) -> ModelPatcher:
+    """The tiny Flux with the LoRA for 8 or 4 steps, as the stock LoRA loader would put it on."""
+    lora = comfy.utils.load_torch_file(str(FEW_STEP_LORAS[steps]))
+    return comfy.sd.load_lora_for_models(load_model(), None, lora, 1.0, 0.0)[0]
+
+
 def load_video_model() -> ModelPatcher:
     """The tiny Wan. Stock loaders read what its weights do not tell from the file's metadata, but for ComfyUI 0.8's."""
     model = _load(comfy.utils.load_torch_file(str(WAN_WEIGHTS)), **wan.COMFYUI_CONFIG)
@@ -49,7 +56,16 @@ def load_clip() -> comfy.sd.CLIP:
 
 def load_vae() -> comfy.sd.VAE:
     """The tiny VAE, as the stock VAE loader would load it."""
-    vae = comfy.sd.VAE(sd=comfy.utils.load_torch_file(str(VAE_WEIGHTS)))
+    return _loaded_vae(comfy.sd.VAE)
+
+
+def load_video_vae() -> comfy.sd.VAE:
+    """The same for the latents of videos, which are the pictures' ones frame by frame."""
+    return _loaded_vae(_VAEOfFrames)
+
+
+def _loaded_vae(kind: type[comfy.sd.VAE]) -> comfy.sd.VAE:
+    vae = kind(sd=comfy.utils.load_torch_file(str(VAE_WEIGHTS)))
     vae.throw_exception_if_invalid()
     return vae
 
@@ -111,6 +127,16 @@ def _load(weights: dict[str, torch.Tensor], **told: Any) -> ModelPatcher:
     model.load_model_weights(weights, "")
     offload_device = comfy.model_management.unet_offload_device()
     return ModelPatcher(model.to(offload_device), device, offload_device)
+
+
+class _VAEOfFrames(comfy.sd.VAE):
+    """Decodes latents (batch, 16, frames, h, w) to pictures (batch * frames, height, width, 3), and encodes back."""
+
+    def decode(self, samples_in: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        return super().decode(rearrange(samples_in, "batch c frames h w -> (batch frames) c h w"), *args, **kwargs)
+
+    def encode(self, pixel_samples: torch.Tensor) -> torch.Tensor:
+        return rearrange(super().encode(pixel_samples), "frames c h w -> 1 c frames h w")
 
 
 class _Tokenizer:
