@@ -44,9 +44,9 @@ class Stage(NamedTuple):
 
 
 STAGES = (
-    Stage(0.3, 64, 5, 16, 0.8),
-    Stage(0.55, 64, 5, 16, 0.8, every=3),
-    Stage(0.75, 64, wan.FRAMES, 6, 1.0),
+    Stage(0.27, 64, 5, 16, 0.8),
+    Stage(0.6, 64, 5, 16, 0.8, every=3),
+    Stage(0.78, 64, wan.FRAMES, 6, 1.0),
     Stage(1.0, wan.SIZE, wan.FRAMES, 3, 1.3),
 )
 MUON_RATE, ADAM_RATE = 12e-3, 3e-3
@@ -128,7 +128,7 @@ def _draw(videos: Tensor, path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=8000)
+    parser.add_argument("--steps", type=int, default=9000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True, help="beside it: .checkpoint, and .png of some videos")
     parser.add_argument("--bfloat16", action="store_true", help="faster, on processors with bfloat16 units only")
