@@ -10,6 +10,7 @@ from typing import NamedTuple
 from ..strategy.setting import counted
 from ..strategy.strategy import Strategy
 from .side_by_side import described
+from .verdict import Verdict
 
 SEARCHED, JUDGED = "searched", "judged"  # the two seeds
 CLOSENESS = {"can't see it": 45.0, "hardly": 38.0, "draft": 30.0}  # dB to the uncached picture
@@ -125,6 +126,18 @@ class Found:
     def is_met(self) -> bool:
         """Whether there is a cache with which the wish came true on the seed that was not searched on."""
         return self.strategy is not None and self.wish.is_met(self.judged)
+
+    @property
+    def verdict(self) -> Verdict:
+        """On the judged cache, beside the fewer steps that cost as much."""
+        if self.fewer is None:
+            return Verdict("no faster", "No step saved here.")
+        steps = counted(self.fewer.how, "step")
+        if self.strategy is None:
+            return Verdict("no better", f"No better than {steps} without a cache.", self.fewer.how)
+        if self.is_met:
+            return Verdict("worth it", f"Closer than {steps} at the same cost, and as was wished.", self.fewer.how)
+        return Verdict("look", f"Closer than {steps} at the same cost; the wish was {self.wish.told}.", self.fewer.how)
 
     @property
     def told(self) -> str:

@@ -50,7 +50,7 @@ def is_inside(name, package):
 
 @pytest.mark.parametrize("path", INNER, ids=named)
 def test_the_core_needs_torch_and_numpy_and_draws_with_pillow(path):
-    drawing = {"PIL"} if path.name == "sheet.py" else set()
+    drawing = {"PIL"} if path.name in ("sheet.py", "plot.py") else set()
     assert packages(path) - set(sys.stdlib_module_names) - drawing <= {
         "torch",
         "numpy",
