@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from datetime import date
 from typing import Any
 
 from comfy_api.latest import io, ui
 
 from ..cache_core.adapters.comfyui import strategies_of
+from ..cache_core.adapters.comfyui.identity import device_of, identity_of
 from ..cache_core.adapters.comfyui.sampling import SamplerInputs
 from ..cache_core.compare.finding import MOST_RUNS
 from ..cache_core.compare.found import CLOSENESS, WISHES, Found, Wish
 from ..cache_core.compare.layouts import against_fewer_steps
 from ..cache_core.compare.plot import plot
 from ..cache_core.compare.side_by_side import rows, table
+from ..cache_core.measured import entry_for
+from ..cache_core.measured_text import as_text
 from ..cache_core.strategy.setting import counted
+from . import measured_file
 from .compat import SPEED_WORDS, own_id, schema
 from .finding import Finding
 from .inputs import check_inputs
@@ -37,6 +42,7 @@ SPEEDUP = (
     "Higher is faster and less faithful. With the wish 'speed-up': how many times as fast as without a cache the "
     "sampling should be. Usual: 1.5 to 2."
 )
+ENTRY = "What is kept of it for Faster Sampling, as JSON to share. Empty where there is nothing to keep."
 MEASURED = "Seed {}, which was not searched on. Seconds are of sampling alone, and waver; what was computed does not."
 
 
@@ -66,6 +72,7 @@ class FindSettings(io.ComfyNode):
                 io.Image.Output(display_name="sheet", tooltip="What was found, beside uncached and fewer steps."),
                 io.Image.Output(display_name="plot", tooltip="Each run: how close it was, and what it computed."),
                 io.String.Output(display_name="found", tooltip="What was found and how good it is, in a sentence."),
+                io.String.Output(display_name="entry", tooltip=ENTRY),
             ],
             hidden=[io.Hidden.unique_id],
             not_idempotent=True,  # or two nodes with the same inputs would share one id
@@ -82,6 +89,7 @@ class FindSettings(io.ComfyNode):
         finding = Finding(model, steps, sampler, vae)
         found = finding.run(Wish(wish, speedup))
         cached = with_caches(model, [found.strategy] if found.strategy else [], own_id(cls), steps)
+        entry = _kept(model, found, sampler)
         method = f"{counted(steps, 'step')}, {sampler.sampler_name}, {sampler.scheduler}, cfg {sampler.cfg:g}"
         compared = finding.side_by_side(found)
         measured = MEASURED.format(finding.seeds[found.uncached.seed]) if found.judged else ""
@@ -90,9 +98,21 @@ class FindSettings(io.ComfyNode):
         shown = {"rows": rows(compared.runs), "table": table(compared.runs), "points": _points(found)}
         drawn = _previews(cls, sheet, points)
         return io.NodeOutput(
-            cached, strategies_of(cached), sheet, points, found.told,
+            cached, strategies_of(cached), sheet, points, found.told, entry,
             ui={**drawn, "text": [found.told], "refrain_found": [shown]},
         )  # fmt: skip
+
+
+def _kept(model: Any, found: Found, sampler: SamplerInputs) -> str:
+    """Keep what was found, for Faster Sampling, and its text. Of a part of the denoising nothing is kept."""
+    if sampler.denoise != 1:
+        return ""
+    how = (sampler.sampler_name, sampler.scheduler, sampler.cfg)
+    entry = entry_for(found, identity_of(model), *how, device_of(model), date.today())
+    if entry is None:
+        return ""
+    measured_file.keep(entry)
+    return as_text([entry])
 
 
 def _points(found: Found) -> list[dict[str, Any]]:

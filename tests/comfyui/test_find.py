@@ -8,12 +8,10 @@ from itertools import pairwise
 
 import pytest
 from PIL import Image
+from searches import FIND, FIND_NODE, SAMPLER, STEPS, finding, found_in, report_in, shown_in, trials_of
 
 from cache_core.demo import server as comfyui
 from cache_core.demo.workflows import node_id, workflow
-
-FIND, REPORT, STEPS = "RefrainFindSettings", "RefrainCacheReport", 16
-FIND_NODE, SAMPLER, REPORT_NODE = "40", "41", "42"
 
 
 @pytest.fixture(scope="module")
@@ -21,40 +19,6 @@ def finder(start):
     """A ComfyUI of its own: what is found stays in its user folder."""
     with start() as running:
         yield running
-
-
-def finding(**inputs):
-    """A prompt that searches, and samples another seed with what was found."""
-    prompt = {number: node for number, node in workflow("compare").items() if number in ("1", "4", "5", "6")}
-    linked = {"model": ["1", 0], "positive": ["4", 0], "negative": ["5", 0], "latent_image": ["6", 0]}
-    how = {"steps": STEPS, "cfg": 3.0, "sampler_name": "euler", "scheduler": "simple", "denoise": 1.0}
-    how |= {name: value for name, value in inputs.items() if name in how}
-    own = {"wish": "hardly", "speedup": 1.5, "seed": 1, "vae": ["1", 2]} | linked | how | inputs
-    return prompt | {
-        FIND_NODE: {"class_type": FIND, "inputs": own},
-        SAMPLER: {"class_type": "KSampler", "inputs": linked | how | {"model": [FIND_NODE, 0], "seed": 99}},
-        REPORT_NODE: {"class_type": REPORT, "inputs": {"samples": [SAMPLER, 0]}},
-    }
-
-
-def shown_in(entry):
-    return entry["outputs"][FIND_NODE]
-
-
-def found_in(entry):
-    (found,) = shown_in(entry)["refrain_found"]
-    return found
-
-
-def report_in(entry):
-    (report,) = entry["outputs"][REPORT_NODE]["refrain_report"]
-    return report
-
-
-def trials_of(server, entry):
-    """The cached runs of a prompt but the last, which is the sampler's."""
-    runs = server.get(f"/refrain/runs?prompt_id={entry['prompt'][1]}")["runs"]
-    return [run for run in runs if run["sampler"] == FIND_NODE]
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +70,7 @@ def test_it_says_what_was_found_and_how_good_it_is(example):
     assert re.search(numbers, words)
     assert re.search(r"\d+ steps without a cache cost as much and give \d+ dB", words)
     rows = found_in(example[0])["rows"]
-    assert [row["name"] for row in rows][0] == "Uncached" and len(rows) == 3
+    assert rows[0]["name"] == "Uncached" and len(rows) == 3
     assert 20 < rows[1]["psnr"] < 80 and rows[1]["psnr"] > rows[2]["psnr"]
 
 
@@ -155,15 +119,19 @@ def test_a_cancel_in_mid_search_ends_it_and_leaves_nothing(finder, example):
         if event["type"] == "progress" and event["data"]["value"] > 0.36 * event["data"]["max"]:
             finder.interrupt()
 
+    kept = kept_by(finder)
     number = finder.queue(finding(seed=1, cfg=3.5))
     assert finder.follow(number, interrupt_in_the_fifth_run)["type"] == "execution_interrupted"
     runs = finder.get(f"/refrain/runs?prompt_id={number}")["runs"]
     assert any(run["report"]["totals"]["steps_skipped"] > 2 for run in runs)  # so caches had been tried
 
+    assert kept_by(finder) == kept and [*kept] == ["measured.json"]
     again = finder.run(finding(cfg=3.0 + 1e-9))  # 3 in float32, but not for ComfyUI's cache
     before, after = found_in(example[0])["points"], found_in(again)["points"]
     compared = ("how", "seed", "decibels", "computed_share")
-    assert [[point[key] for key in compared] for point in before] == [[point[key] for key in compared] for point in after]
+    assert [[point[key] for key in compared] for point in before] == [
+        [point[key] for key in compared] for point in after
+    ]
 
 
 def test_a_cached_model_is_refused(finder):
@@ -182,6 +150,12 @@ def test_the_node_has_the_inputs_that_saved_workflows_expect(finder):
     check_contract(finder)
 
 
+def kept_by(server):
+    """The file of what was found, and all that lies beside it."""
+    folder = server.folders / "user" / "default" / "refrain"
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
 def check_contract(server):
     info = server.get(f"/object_info/{FIND}")[FIND]
     required = info["input"]["required"]
@@ -191,5 +165,5 @@ def check_contract(server):
     ]  # fmt: skip
     assert not info["input"].get("optional")
     assert not required["seed"][1].get("control_after_generate")
-    assert info["output_name"][:5] == ["model", "settings for another model", "sheet", "plot", "found"]
+    assert info["output_name"] == ["model", "settings for another model", "sheet", "plot", "found", "entry"]
     assert node_id(finding(), FIND) == FIND_NODE
