@@ -78,21 +78,26 @@ class Wish:
     def told(self) -> str:
         return f"{self.speed_up:g}x" if self.name == SPEED_UP else f"{CLOSENESS[self.name]:g} dB"
 
-    def is_met(self, point: Point) -> bool:
+    def is_met(self, point: Point, margin: float = 0.0) -> bool:
+        """Whether it came true; a closeness with so many dB to spare."""
         if self.name == SPEED_UP:
             return point.speed_up * NEARLY >= self.speed_up
-        return point.decibels >= CLOSENESS[self.name]
+        return point.decibels >= CLOSENESS[self.name] + margin
+
+    def lacks(self, point: Point) -> float:
+        """By how many dB a closeness was missed."""
+        return 0.0 if self.name == SPEED_UP else max(0.0, CLOSENESS[self.name] - point.decibels)
 
     def asks_for_bolder(self, point: Point) -> bool:
         """Whether settings that compute less come nearer: to be fast enough, or to be as fast as the closeness lets."""
         return self.is_met(point) != (self.name == SPEED_UP)
 
-    def best(self, points: Sequence[Point]) -> Point | None:
+    def best(self, points: Sequence[Point], margin: float = 0.0) -> Point | None:
         """Of those that save a step: for a closeness the fastest that has it, else the closest; for a speed-up the
         closest that has it, else the fastest. None that is not comparable (NaN)."""
 
         def rank(point: Point) -> tuple[bool, float, float]:
-            is_met = self.is_met(point)
+            is_met = self.is_met(point, margin)
             by_speed = (self.name == SPEED_UP) != is_met
             first, then = (-point.share, point.decibels) if by_speed else (point.decibels, -point.share)
             return is_met, first, then
@@ -156,7 +161,7 @@ class Found:
         numbers = f"{_speed(self.judged)}, {_close(self.judged)} on a seed it did not search on"
         beside = f"{fewer} without a cache {cost} as much and {give} {_close(self.fewer)}."
         if self.strategy is None:
-            return f"No cache that was tried beats fewer steps. The best, {cache}: {numbers}; {beside}"
+            return f"No cache that was judged beats fewer steps. The best, {cache}: {numbers}; {beside}"
         if self.is_met:
             return f"{cache}: {numbers}; {beside}"
         if self.wish.is_met(self.chosen):

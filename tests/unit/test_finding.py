@@ -22,7 +22,7 @@ class Model:
 
     def __init__(self, noise=0.0, counted=True, seed=0, **lifts):
         self.dice, self.noise, self.counted = random.Random(seed), noise, counted
-        self.lifts = {"first": 0.0, "taylor": -6.0, "fewer": -14.0, "judged": 0.0} | lifts  # dB
+        self.lifts = {"first": 0.0, "taylor": -6.0, "fewer": -14.0, "judged": 0.0, "luck": 0.0} | lifts  # dB
         self.runs = []
 
     def __call__(self, how, seed):
@@ -32,6 +32,7 @@ class Model:
         share, kind = self.share(how)
         decibels = 70 - 50 * (1 - share) + self.lifts[kind] + self.dice.gauss(0, self.noise)
         decibels += self.lifts["judged"] * (seed == JUDGED and kind != "fewer")
+        decibels += self.lifts["luck"] * (1 if seed == SEARCHED else -1) * (kind == "taylor")
         is_told = self.counted or isinstance(how, int)
         return Measure(math.inf if share == 1 else decibels, 10 * share, share if is_told else None)
 
@@ -72,22 +73,22 @@ def test_the_runs_are_those_of_the_method():
 
 
 @pytest.mark.parametrize("name", ["can't see it", "hardly", "draft"])
-def test_of_a_smooth_model_the_boldest_setting_that_is_close_enough_is_found(name):
+def test_of_a_smooth_model_the_boldest_setting_that_is_close_enough_is_found_to_a_step(name):
     model, wish = Model(), Wish(name)
     result = found(model, wish)
     can_be = [Model()(how, SEARCHED) for ladder in LADDERS for how in ladder]
     best = min(measure.share for measure in can_be if measure.decibels >= {**dict(zip(WISHES, (45, 38, 30)))}[name])
     assert result.is_met and result.strategy == result.chosen.how
-    assert result.chosen.share == best < 0.7
+    assert best <= result.chosen.share < best + 1.01 / STEPS < 0.75
 
 
 @pytest.mark.parametrize("speed_up", [1.2, 1.5, 2.0, 2.5, 3.0])
-def test_of_a_smooth_model_the_closest_setting_that_is_fast_enough_is_found(speed_up):
+def test_of_a_smooth_model_the_closest_setting_that_is_fast_enough_is_found_to_a_step(speed_up):
     result = found(Model(), Wish(SPEED_UP, speed_up))
     can_be = [Model()(how, SEARCHED) for ladder in LADDERS for how in ladder]
     best = max(measure.decibels for measure in can_be if 1.02 / measure.share >= speed_up)
     assert result.is_met
-    assert result.chosen.decibels == best
+    assert best - 51 / STEPS < result.chosen.decibels <= best
 
 
 def test_the_other_strategy_is_taken_where_it_is_better():
@@ -99,26 +100,47 @@ def test_where_nobody_counts_what_was_computed_seconds_decide():
     assert found(Model(counted=False)).strategy == found(Model()).strategy is not None
 
 
+def judged_in(result):
+    """The caches that were sampled on the judging seed."""
+    return [point for point in result.points if point.seed == JUDGED and not isinstance(point.how, int)]
+
+
 def test_a_noisy_closeness_still_ends_in_what_was_tried_and_meets_the_wish_there():
     for seed in range(100):
         result = found(Model(3.0, seed=seed))
-        close = [point for point in result.points if point.saves_steps and point.decibels >= 45]
-        if any(point.seed == SEARCHED for point in close):
-            assert result.chosen.decibels >= 45
-            assert result.chosen.share == min(point.share for point in close if point.seed == SEARCHED)
+        searched = {point.how: point for point in result.points if point.seed == SEARCHED and point.saves_steps}
+        close = [point for point in searched.values() if point.decibels >= 45]
+        if close:
+            first = searched[judged_in(result)[0].how]
+            assert first.decibels >= 45 and first.share == min(point.share for point in close)
 
 
-def test_it_is_judged_on_the_other_seed():
+def test_what_fails_on_the_other_seed_makes_way_for_what_had_as_much_to_spare():
     result = found(Model(judged=-5.0))
-    assert result.chosen.decibels >= 45 > result.judged.decibels
-    assert result.strategy is not None and not result.is_met
-    assert "The wish was 45 dB; on the seed it searched on: 45 dB" in result.told
+    first, second = judged_in(result)
+    assert first.decibels < 45 <= second.decibels and result.judged == second and result.is_met
+    assert result.chosen.decibels >= 45 + (45 - first.decibels)
+    assert result.strategy == second.how
+
+
+def test_what_was_lucky_on_the_search_seed_is_not_what_is_handed_on():
+    lucky = {"taylor": 0.0, "luck": 12.0}
+    for wish in (SEEN, Wish(SPEED_UP, 1.6)):
+        result = found(Model(**lucky), wish)
+        assert isinstance(judged_in(result)[0].how, TaylorSeerCache)
+        assert isinstance(result.strategy, FirstBlockCache) and result.is_met
+
+
+def test_where_both_fail_on_the_other_seed_the_sentence_has_both_numbers():
+    result = found(Model(judged=-40.0, fewer=-60.0))
+    assert len(judged_in(result)) == 2 and result.strategy is not None and not result.is_met
+    assert "The wish was 45 dB; on the seed it searched on: " in result.told
 
 
 def test_what_is_no_better_than_fewer_steps_is_not_handed_on():
     result = found(Model(fewer=10.0))
     assert result.chosen is not None and result.strategy is None and not result.is_met
-    assert result.told.startswith("No cache that was tried beats fewer steps. The best, First Block Cache")
+    assert result.told.startswith("No cache that was judged beats fewer steps. The best, First Block Cache")
     assert result.told.endswith("The model is handed on without a cache.")
 
 
@@ -189,12 +211,12 @@ def test_what_ends_a_run_ends_the_search(error, before_the_last):
     assert len(model.runs) == at
 
 
-@pytest.mark.parametrize("most_runs", [1, 4, 6, 9])
+@pytest.mark.parametrize("most_runs", [1, 4, 7, 9])
 def test_a_smaller_budget_is_kept_to_and_shared_by_the_strategies(most_runs):
     model = Model()
     found(model, most_runs=most_runs)
     assert len(model.runs) <= most_runs
-    if most_runs >= 6:
+    if most_runs >= 7:
         assert {type(how) for how in seeds(model, SEARCHED)[1:]} == {FirstBlockCache, TaylorSeerCache}
 
 

@@ -20,7 +20,7 @@ COMPILED = "_orig_mod."  # what torch.compile puts into names
 
 def identity_of(model: ModelPatcher) -> Identity:
     """The same for all clones of a model, with whatever LoRAs, loaded or not. Reads a few values off the device."""
-    named = sorted((name.replace(COMPILED, ""), weight) for name, weight in _weights(model))
+    named = sorted(((name.replace(COMPILED, ""), weight) for name, weight in _weights(model)), key=lambda each: each[0])
     digest = hashlib.blake2b(digest_size=16)
     for name, weight in named:
         digest.update(f"{name} {tuple(weight.shape)}\n".encode())
