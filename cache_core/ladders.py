@@ -6,7 +6,7 @@ from .strategies.first_block import HIGHEST_REPAIRED, FirstBlockCache
 from .strategies.taylorseer import TaylorSeerCache
 from .strategy.repairing import OFF, ON
 
-_FIRST, _LAST, _RUNGS = 0.03, 0.48, 31  # thresholds: bisected in five runs, to 10 %; the default is in the middle
+_FIRST, _LAST, _RUNGS = 0.03, 0.48, 15  # thresholds: bisected in four runs, to 20 %; the default is in the middle
 THRESHOLDS = tuple(float(f"{_FIRST * (_LAST / _FIRST) ** (rung / (_RUNGS - 1)):.2g}") for rung in range(_RUNGS))
 INTERVALS = range(2, 7)
 

@@ -59,10 +59,15 @@ class Search:
         return self.wish.best(worthy) or self.wish.best(hold) or judged[-1]
 
     def _candidate(self, judged: Sequence[Point]) -> Point | None:
-        """After one that was too far by so many dB, one that was as much closer on the search seed, or the closest."""
+        """After one that was too far by so many dB, one with as many to spare; else one of another strategy, or any."""
         tried = {point.how for point in judged}
         left = [point for point in self.points if point.seed == SEARCHED and point.how not in tried]
-        return self.wish.best(left, self.wish.lacks(judged[-1]) if judged else 0.0)
+        if not judged:
+            return self.wish.best(left)
+        lacking = self.wish.lacks(judged[-1])
+        spare = [point for point in left if lacking and self.wish.is_met(point, lacking)]
+        others = [point for point in left if type(point.how) is not type(judged[-1].how)]
+        return self.wish.best(spare) or self.wish.best(others) or self.wish.best(left)
 
     def _is_worth_it(self, judged: Point) -> bool:
         return judged.saves_steps and judged.decibels > self._fewer(judged).decibels

@@ -92,12 +92,12 @@ class Wish:
         """Whether settings that compute less come nearer: to be fast enough, or to be as fast as the closeness lets."""
         return self.is_met(point) != (self.name == SPEED_UP)
 
-    def best(self, points: Sequence[Point], margin: float = 0.0) -> Point | None:
+    def best(self, points: Sequence[Point]) -> Point | None:
         """Of those that save a step: for a closeness the fastest that has it, else the closest; for a speed-up the
         closest that has it, else the fastest. None that is not comparable (NaN)."""
 
         def rank(point: Point) -> tuple[bool, float, float]:
-            is_met = self.is_met(point, margin)
+            is_met = self.is_met(point)
             by_speed = (self.name == SPEED_UP) != is_met
             first, then = (-point.share, point.decibels) if by_speed else (point.decibels, -point.share)
             return is_met, first, then

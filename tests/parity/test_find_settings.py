@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from models import diffusers
 
 from cache_core.adapters.diffusers import apply, cache_context, find_settings
 from cache_core.demo import codec, sampling
@@ -20,7 +21,8 @@ class Pipe:
 
     def __init__(self):
         self.transformer, self.vae = sampling.load_transformer(), codec.load_vae()
-        self.scheduler, self.runs, self.fails_at = SimpleNamespace(timesteps=torch.empty(0)), [], None
+        self.scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=1.0)
+        self.runs, self.fails_at = [], None
 
     def __call__(self, prompt, num_inference_steps, generator, output_type, return_dict):
         assert (output_type, return_dict) == ("pt", False)
@@ -29,7 +31,7 @@ class Pipe:
             raise KeyboardInterrupt
         noise = torch.randn(1, sampling.LATENT_CHANNELS, 8, 8, generator=generator)
         sigmas = sampling.flow_sigmas(num_inference_steps)
-        self.scheduler.timesteps = sigmas[:-1]
+        self.scheduler.set_timesteps(sigmas=sigmas[:-1].tolist())
         context = partial(cache_context, self.transformer)
         predict = sampling.GuidedPrediction(self.transformer, [prompt], call_context=context)
         return (codec.decode_with_vae(self.vae, sampling.denoise(predict, noise, sigmas)),)

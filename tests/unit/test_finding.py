@@ -124,7 +124,7 @@ def test_what_fails_on_the_other_seed_makes_way_for_what_had_as_much_to_spare():
 
 
 def test_what_was_lucky_on_the_search_seed_is_not_what_is_handed_on():
-    lucky = {"taylor": 0.0, "luck": 12.0}
+    lucky = {"taylor": 0.0, "luck": 12.0, "fewer": -10.0}
     for wish in (SEEN, Wish(SPEED_UP, 1.6)):
         result = found(Model(**lucky), wish)
         assert isinstance(judged_in(result)[0].how, TaylorSeerCache)
@@ -133,7 +133,9 @@ def test_what_was_lucky_on_the_search_seed_is_not_what_is_handed_on():
 
 def test_where_both_fail_on_the_other_seed_the_sentence_has_both_numbers():
     result = found(Model(judged=-40.0, fewer=-60.0))
-    assert len(judged_in(result)) == 2 and result.strategy is not None and not result.is_met
+    assert (
+        len(judged_in(result)) >= 2 and len(result.points) <= 12 and result.strategy is not None and not result.is_met
+    )
     assert "The wish was 45 dB; on the seed it searched on: " in result.told
 
 
@@ -186,12 +188,12 @@ def test_pictures_that_are_not_comparable_are_never_chosen():
     assert isinstance(result.chosen.how, TaylorSeerCache)
 
 
-def test_of_settings_that_compute_the_same_steps_not_all_are_tried():
+def test_a_ladder_costs_four_runs_at_most():
     model = Model()
     model.share = lambda how: (0.5, "first") if not isinstance(how, int) else (how / STEPS, "fewer")
     model.lifts["first"] = -3.0  # 42 dB: careful settings are asked for, but there are none
     found(model, ladders=[LADDERS[0]])
-    assert len(model.runs) <= 1 + 5 + 3
+    assert len(seeds(model, SEARCHED)) <= 1 + 4
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
@@ -221,8 +223,8 @@ def test_a_smaller_budget_is_kept_to_and_shared_by_the_strategies(most_runs):
 
 
 def test_ladders_go_from_careful_to_bold_in_legal_settings():
-    assert len(set(THRESHOLDS)) == 31 and all(before < after for before, after in pairwise(THRESHOLDS))
-    assert THRESHOLDS[15] == 0.12 and [*INTERVALS] == [2, 3, 4, 5, 6]
+    assert len(set(THRESHOLDS)) == 15 and all(before < after for before, after in pairwise(THRESHOLDS))
+    assert THRESHOLDS[7] == 0.12 and [*INTERVALS] == [2, 3, 4, 5, 6]
     assert not [strategy for ladder in LADDERS for strategy in ladder if strategy.is_off or strategy.contradiction]
 
 
