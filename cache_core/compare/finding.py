@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from ..strategy.strategy import Strategy
-from .found import JUDGED, SEARCHED, Found, How, Measure, Point, Wish
+from .found import JUDGED, SEARCHED, Found, How, Measure, Point, Wish, closest
 
 MOST_RUNS = 12
 TO_JUDGE = 4  # runs on the judging seed: uncached, with the cache and maybe another, with fewer steps at its cost
@@ -59,15 +59,18 @@ class Search:
         return self.wish.best(worthy) or self.wish.best(hold) or judged[-1]
 
     def _candidate(self, judged: Sequence[Point]) -> Point | None:
-        """After one that was too far by so many dB, one with as many to spare; else one of another strategy, or any."""
+        """The best not judged yet. After one that was too far by so many dB, one with as many to spare, or the closest.
+
+        The closest or best of another strategy, if there is one: what misled the search once may do so again.
+        """
         tried = {point.how for point in judged}
         left = [point for point in self.points if point.seed == SEARCHED and point.how not in tried]
-        if not judged:
-            return self.wish.best(left)
-        lacking = self.wish.lacks(judged[-1])
-        spare = [point for point in left if lacking and self.wish.is_met(point, lacking)]
-        others = [point for point in left if type(point.how) is not type(judged[-1].how)]
-        return self.wish.best(spare) or self.wish.best(others) or self.wish.best(left)
+        others = [point for point in left if judged and type(point.how) is not type(judged[-1].how)]
+        lacking = self.wish.lacks(judged[-1]) if judged else 0.0
+        if not lacking:
+            return self.wish.best(others) or self.wish.best(left)
+        spare = [point for point in left if self.wish.is_met(point, lacking)]
+        return self.wish.best(spare) or closest(others) or closest(left)
 
     def _is_worth_it(self, judged: Point) -> bool:
         return judged.saves_steps and judged.decibels > self._fewer(judged).decibels

@@ -102,8 +102,16 @@ class Wish:
             first, then = (-point.share, point.decibels) if by_speed else (point.decibels, -point.share)
             return is_met, first, then
 
-        candidates = [point for point in points if point.saves_steps and not isnan(point.decibels)]
-        return max(candidates, key=rank, default=None)
+        return max(filter(_is_candidate, points), key=rank, default=None)
+
+
+def closest(points: Sequence[Point]) -> Point | None:
+    """Of those that save a step."""
+    return max(filter(_is_candidate, points), key=lambda point: point.decibels, default=None)
+
+
+def _is_candidate(point: Point) -> bool:
+    return point.saves_steps and not isnan(point.decibels)
 
 
 @dataclass(frozen=True)
