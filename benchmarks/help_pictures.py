@@ -76,6 +76,7 @@ def main() -> None:
                 shown.append([label, *pictures])
             _save("The same pictures, with less computed", shown, node, "cached")
         _write_comparison(server)
+        _write_search(server)
     label = Label("The demo model", "64 x 64, enlarged")
     _save("What it draws", [[label, *uncached]], "RefrainLoadDemo", "pictures")
 
@@ -98,6 +99,16 @@ def _write_comparison(server: Server) -> None:
     graph = workflow("compare")
     (image,) = server.run(graph)["outputs"][node_id(graph, "RefrainCacheCompare")]["images"]
     (HELP / "RefrainCacheCompare" / "comparison.png").write_bytes(server.picture(image))
+
+
+def _write_search(server: Server) -> None:
+    """The plot of a search on the same model and prompt."""
+    graph = workflow("compare")
+    node = graph[node_id(graph, "RefrainCacheCompare")]
+    inputs = {name: value for name, value in node["inputs"].items() if not name.startswith("cached_")}
+    node.update(class_type="RefrainFindSettings", inputs={**inputs, "wish": "hardly", "speedup": 1.5})
+    _, plot = server.run(graph)["outputs"][node_id(graph, "RefrainFindSettings")]["images"]
+    (HELP / "RefrainFindSettings" / "plot.png").write_bytes(server.picture(plot))
 
 
 def _share(report: dict[str, Any], whole: str) -> float:

@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from .compare.found import CLOSENESS
 from .compare.side_by_side import described
+from .measured import Measured
 from .strategies.first_block import FirstBlockCache
 from .strategies.taylorseer import TaylorSeerCache
 from .strategy.few_steps import COMPUTE_ALL, MOST_FEW
@@ -14,6 +16,7 @@ from .strategy.setting import counted
 from .strategy.strategy import Strategy
 
 QUALITIES = VISUALLY_IDENTICAL, BALANCED, FAST = ("visually identical", "balanced", "fast")
+WISH_FOR = dict(zip(QUALITIES, CLOSENESS, strict=True))  # what a search calls as much
 TOO_FEW_STEPS = MOST_FEW  # First Block Cache at 0.12 computes them all, forecasts are no closer than fewer steps
 DEMO, UNET, OTHER = "Refrain demo", "U-Net (SD 1.5, SDXL)", "any other"
 NOTHING_TO_REUSE = (
@@ -51,10 +54,12 @@ class Choice:
 
     strategy: Strategy | None
     words: str
+    steps: int = 0  # of the runs that it is for; 0: any
 
 
-def choose(family: str, quality: str, steps: int = 0, model_name: str = "") -> Choice:
-    """The preset of a family. One that is not in the table gets the cautious one; `model_name` then says what it is.
+def choose(family: str, quality: str, steps: int = 0, model_name: str = "", measured: Measured | None = None) -> Choice:
+    """What was measured on this very model; else the preset of its family. One that is not in the table gets the
+    cautious one; `model_name` then says what it is.
 
     With `steps` 0 its strategy itself computes everything in runs of few steps. Raises ValueError if there is no such
     quality.
@@ -62,6 +67,8 @@ def choose(family: str, quality: str, steps: int = 0, model_name: str = "") -> C
     if quality not in QUALITIES:
         raise ValueError(f"There is no quality {quality!r}. Choose one of: {', '.join(QUALITIES)}.")
     told = TOLD.format(counted(steps, "step")) if steps else FROM_RUN
+    if measured:
+        return _as_measured(measured, quality, steps)
     if 0 < steps <= TOO_FEW_STEPS:
         nothing = NOTHING_TO_REUSE.format(steps=counted(steps, "step"), most=TOO_FEW_STEPS)
         return Choice(None, f"{nothing} {told}")
@@ -71,6 +78,15 @@ def choose(family: str, quality: str, steps: int = 0, model_name: str = "") -> C
     model = family if is_known else model_name or "unknown model"
     strategy = preset.strategy if steps else replace(preset.strategy, few_steps=COMPUTE_ALL)
     return Choice(strategy, f"{model}, {quality}: {name}, {settings}. {preset.told} {SHOWN} {told}")
+
+
+def _as_measured(measured: Measured, quality: str, steps: int) -> Choice:
+    """For the steps it was measured with. The run says where it has others; of few it then computes everything."""
+    name, settings = described([measured.strategy])
+    words = f"{measured.model.family}, {quality}: {name}, {settings}. {measured.told}"
+    if steps or measured.steps <= TOO_FEW_STEPS:
+        return Choice(measured.strategy, words, measured.steps)
+    return Choice(replace(measured.strategy, few_steps=COMPUTE_ALL), f"{words} {FROM_RUN}", measured.steps)
 
 
 def _first_block(threshold: float, **limits: float) -> FirstBlockCache:

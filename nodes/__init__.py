@@ -34,6 +34,10 @@ class RefrainExtension(ComfyExtension):
             from .compare_node import CompareSettings
 
             nodes.append(CompareSettings)
+        with _if_possible("finding cache settings"):
+            from .find_node import FindSettings
+
+            nodes.append(FindSettings)
         with _if_possible("loading the demo"):
             from .demo_node import LoadDemo
 

@@ -8,7 +8,9 @@ from comfy_api.latest import io
 
 from ..cache_core.adapters.comfyui import strategies_of
 from ..cache_core.adapters.comfyui.families import class_of, family_of
-from ..cache_core.presets import BALANCED, QUALITIES, TOO_FEW_STEPS, choose
+from ..cache_core.adapters.comfyui.identity import identity_of
+from ..cache_core.presets import BALANCED, QUALITIES, TOO_FEW_STEPS, WISH_FOR, choose
+from . import measured_file
 from .compat import KNOWS_ADVANCED, SPEED_WORDS, own_id, schema
 from .inputs import check_inputs
 from .settings_node import settings_output, with_caches
@@ -59,8 +61,14 @@ class CachePreset(io.ComfyNode):
         )
 
     @classmethod
+    def fingerprint_inputs(cls, **inputs: Any) -> str:
+        """Chosen anew once something has been measured."""
+        return measured_file.stamp()
+
+    @classmethod
     def execute(cls, model: Any, quality: str, steps: int) -> io.NodeOutput:
         check_inputs(cls, model=model, quality=quality, steps=steps)
-        choice = choose(family_of(model), quality, steps, class_of(model))
-        cached = with_caches(model, [choice.strategy] if choice.strategy else [], own_id(cls), steps)
+        measured = measured_file.known(identity_of(model), WISH_FOR[quality], steps)
+        choice = choose(family_of(model), quality, steps, class_of(model), measured)
+        cached = with_caches(model, [choice.strategy] if choice.strategy else [], own_id(cls), choice.steps or steps)
         return io.NodeOutput(cached, strategies_of(cached), choice.words, ui={"text": [choice.words]})

@@ -40,6 +40,7 @@ class ShownRun:
     shown_by: tuple[str, ...] = ()  # ids of Cache Report nodes
     browser: Announcer | None = None  # that queued it
     speed_up: float | None = None  # against an uncached run beside it, where there was one
+    is_trial: bool = False  # one of many that a search made: it made no samples that another node has
 
     @property
     def report(self) -> dict[str, Any]:
@@ -109,7 +110,7 @@ def run_of(latent: Any) -> ShownRun | None:
     """The run that this latent came out of or, where another node has changed it since, the prompt's last run."""
     wanted, ended = fingerprint(latent), [run for run in reversed(_RUNS) if run.latent is not None]
     prompt_id = current_prompt()
-    of_prompt = (run for run in ended if prompt_id is not None and run.prompt_id == prompt_id)
+    of_prompt = (run for run in ended if prompt_id is not None and run.prompt_id == prompt_id and not run.is_trial)
     return next((run for run in ended if run.latent == wanted), None) or next(of_prompt, None)
 
 

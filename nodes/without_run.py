@@ -15,14 +15,18 @@ NOTHING = (
 BYPASSED = 'No cached sampling run made these samples: "{title}" is bypassed or muted.'
 DECLINED = (
     "No cached sampling run made these samples: {title} handed the model on without a cache. "
-    "The text in Faster Sampling says why."
+    "The text in {source} says why."
 )
 LACKING = "No cached sampling run made these samples: {}."
 UNKNOWN = (
     'The run that made these samples is not known, though "{title}" is connected. Either its sampler is not one of '
     "ComfyUI's, or the run is too long ago: those of the last {most} are kept."
 )
-CHOSEN = {"RefrainCachePreset": "Faster Sampling", "RefrainApplySettings": "Apply Cache Settings"}
+CHOSEN = {
+    "RefrainCachePreset": "Faster Sampling",
+    "RefrainFindSettings": "Find Cache Settings",
+    "RefrainApplySettings": "Apply Cache Settings",
+}
 STRATEGIES = {f"Refrain{strategy.__name__}": f"Apply {strategy.title}" for strategy in all_strategies()}
 CACHES = CHOSEN | STRATEGIES
 LEFT_OUT = (2, 4)  # the browser's modes of a node: muted, bypassed
@@ -38,7 +42,8 @@ def why(node_id: str, prompt: Any, extra_pnginfo: Any, most: int) -> str:
     if cached:
         return UNKNOWN.format(title=cached[0], most=most)
     if chosen:
-        return DECLINED.format(title=chosen[0])
+        sources = [title for title in chosen if title != CHOSEN["RefrainApplySettings"]]
+        return DECLINED.format(title=chosen[0], source=next(iter(sources), CHOSEN["RefrainCachePreset"]))
     return next((BYPASSED.format(title=title) for title in _left_out(extra_pnginfo)), NOTHING)
 
 

@@ -299,7 +299,7 @@ def check_contract(server):
         assert words["tooltip"], name
 
 
-@pytest.mark.parametrize("node", [COMPARE, "RefrainCachePreset", "RefrainApplySettings"])
+@pytest.mark.parametrize("node", [COMPARE, "RefrainFindSettings", "RefrainCachePreset", "RefrainApplySettings"])
 def test_a_help_page_shows_a_picture_that_is_there(server, node):
     page = server.fetch(f"/extensions/refrain/docs/{node}/en.md").decode()
     (picture,) = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", page)

@@ -20,7 +20,17 @@ PACK = comfyui.PACK
 COMFY = os.environ.get("COMFY_CLI") or shutil.which("comfy")
 PROJECT = tomllib.loads((PACK / "pyproject.toml").read_text(encoding="utf-8"))
 INSTALLED = ["README.md", "LICENSE", "CHANGELOG.md", "pyproject.toml", "node_list.json", "__init__.py"]
-NEEDED = ["nodes", "cache_core", "web/js", "web/docs", "locales", "example_workflows", "examples/api", "subgraphs"]
+NEEDED = [
+    "nodes",
+    "cache_core",
+    "web/js",
+    "web/docs",
+    "locales",
+    "example_workflows",
+    "examples/api",
+    "subgraphs",
+    "presets",
+]
 KEPT_BACK = ("tests/", "benchmarks/", "training/", "docs/", ".", "Makefile", "demo_output/", "build/")
 
 

@@ -184,7 +184,7 @@ def test_tooltips_of_settings_begin_with_their_effect(nodes):
         for name, info in nodes.items()
         if "REFRAIN_SETTINGS" in info["output"]
         for setting, (kind, words) in inputs_of(info).items()
-        if kind in ("INT", "FLOAT")
+        if kind in ("INT", "FLOAT") and (name != "RefrainFindSettings" or setting == "speedup")  # others: the sampler's
     ]
     assert len(settings) > 30
     assert not [each for each in settings if not re.match(r"(Higher|Lower|Usual)\b", each[-1])]

@@ -50,7 +50,7 @@ def is_inside(name, package):
 
 @pytest.mark.parametrize("path", INNER, ids=named)
 def test_the_core_needs_torch_and_numpy_and_draws_with_pillow(path):
-    drawing = {"PIL"} if path.name == "sheet.py" else set()
+    drawing = {"PIL"} if path.name in ("sheet.py", "plot.py") else set()
     assert packages(path) - set(sys.stdlib_module_names) - drawing <= {
         "torch",
         "numpy",
@@ -91,7 +91,13 @@ def test_importing_the_diffusers_adapter_does_not_import_diffusers():
 @pytest.mark.parametrize("path", NODES, ids=named)
 def test_nodes_import_relatively_or_comfyui_torch_and_the_standard_library(path):
     ours = {"cache_core", "nodes"}
-    assert packages(path) - set(sys.stdlib_module_names) - ours <= {"aiohttp", "comfy_api", "comfy_execution", "torch"}
+    assert packages(path) - set(sys.stdlib_module_names) - ours <= {
+        "aiohttp",
+        "comfy_api",
+        "comfy_execution",
+        "folder_paths",
+        "torch",
+    }
     absolute = [node.module for node in ast.walk(tree_of(path)) if isinstance(node, ast.ImportFrom) and not node.level]
     assert not ours & {module.split(".")[0] for module in absolute}
 

@@ -66,6 +66,10 @@ ALLOWED = {
             "starts processes", "uses the network", "reads files", "writes files", "reads the environment",
         )
     },
+    "nodes/measured_file.py": {
+        "reads files": "what was found on the user's models, in ComfyUI's user folder, and shared entries in presets/",
+        "writes files": "the first of these: its path is a constant in that folder",
+    },
     "cache_core/demo/workflows/__init__.py": {"reads files": "the demo's workflows, in its own folder"},
 }  # fmt: skip
 ROUTES = {"nodes/routes.py": {("get", "/refrain/runs")}}  # on ComfyUI's own port
@@ -135,14 +139,27 @@ def test_every_reason_is_for_a_file_that_exists():
     assert all(reason for reasons in ALLOWED.values() for reason in reasons.values())
 
 
-def test_what_comfyui_loads_is_able_to_read_the_demo_weights_and_nothing_else():
+def test_what_comfyui_loads_is_able_to_read_the_demo_weights_and_what_was_found_and_nothing_else():
     loaded = loaded_by_comfyui()
     assert {named(path): powers_of(path) for path in loaded if powers_of(path) and named(path) not in ROUTES} == {
         "cache_core/strategies/__init__.py": {"imports by name"},
         "cache_core/adapters/comfyui/demo.py": {"reads files"},
+        "nodes/measured_file.py": {"reads files", "writes files"},
     }
     assert {named(path) for path in NODES} <= set(map(named, loaded))
     assert not [path for path in map(named, loaded) if "server" in path or "training" in path or "diffusers" in path]
+
+
+def test_the_one_file_that_is_written_is_named_by_constants_below_comfyuis_user_folder():
+    tree = tree_of(ROOT / "nodes" / "measured_file.py")
+    (place,) = [node.value for node in tree.body if isinstance(node, ast.Assign) and dotted(node.targets[0]) == "PLACE"]
+    assert ast.literal_eval(place) == ("default", "refrain", "measured.json")
+    (path,) = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "_path"]
+    assert not path.args.args
+    taken = {node.args.args[0].arg for node in tree.body if isinstance(node, ast.FunctionDef) and node.args.args}
+    assert taken == {"entry", "model", "path"}  # an entry, a model's identity; a path only inside the file
+    assert [node.name for node in tree.body if isinstance(node, ast.FunctionDef) and node.args.args
+            and node.args.args[0].arg == "path"] == ["_entries"]  # fmt: skip
 
 
 def test_the_demo_weights_are_named_by_constants_of_the_pack():

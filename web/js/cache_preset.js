@@ -5,7 +5,9 @@ import "./style.js";
 import "./timeline.js"; // its strip comes first
 import { say } from "./words.js";
 
-/** What Faster Sampling chose, and why. */
+const NODES = ["RefrainCachePreset", "RefrainFindSettings"];
+
+/** What Faster Sampling chose or Find Cache Settings found, and why. */
 class Choice {
   part = /** @type {const} */ ("choice");
   root = html(
@@ -31,7 +33,7 @@ class Choice {
 app.registerExtension({
   name: "Refrain.CachePreset",
   nodeCreated(node) {
-    if (node.comfyClass !== "RefrainCachePreset") return;
+    if (!NODES.includes(node.comfyClass)) return;
     const view = new Choice();
     const widget = node.addDOMWidget("refrain_choice", "REFRAIN_CHOICE", view.root, { serialize: false, getMinHeight: () => 130 });
     widget.serialize = false; // neither in the prompt (above) nor in the saved workflow

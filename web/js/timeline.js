@@ -55,7 +55,7 @@ app.registerExtension({
     const { name, input, output } = node.constructor.nodeData ?? {};
     if (!name?.startsWith("Refrain") || !input?.hidden?.unique_id || !output?.includes("MODEL")) return;
     const view = new Timeline();
-    const height = HEIGHT + (name === "RefrainCachePreset" ? MARGIN : 0);
+    const height = HEIGHT + (["RefrainCachePreset", "RefrainFindSettings"].includes(name) ? MARGIN : 0);
     const sizes = { getMinHeight: () => height, getMaxHeight: () => height };
     const widget = node.addDOMWidget("refrain_timeline", "REFRAIN_TIMELINE", view.root, { serialize: false, ...sizes });
     widget.serialize = false; // neither in the prompt (above) nor in the saved workflow

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import comfy.model_management
@@ -71,13 +71,15 @@ class Rounds:
         """Nothing is to come."""
         self._bar.update_absolute(_BAR, _BAR)
 
-    def run(self, model: ModelPatcher, steps: int) -> TimedSamples:
-        """One sampling run."""
+    def run(self, model: ModelPatcher, steps: int, seed: int | None = None) -> TimedSamples:
+        """One sampling run, of the inputs' seed or another."""
         comfy.model_management.throw_exception_if_processing_interrupted()
-        return self._sample(model, steps)
+        return self._sample(model, steps, seed=seed)
 
-    def _sample(self, model: ModelPatcher, steps: int, last_step: int | None = None) -> TimedSamples:
-        inputs = self._inputs
+    def _sample(
+        self, model: ModelPatcher, steps: int, last_step: int | None = None, seed: int | None = None
+    ) -> TimedSamples:
+        inputs = self._inputs if seed is None else replace(self._inputs, seed=seed)
         latent = _latent_for(model, inputs.latent_image)
         noise = comfy.sample.prepare_noise(latent, inputs.seed, inputs.latent_image.get("batch_index"))
         planned = steps if last_step is None else last_step
