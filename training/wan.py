@@ -113,7 +113,7 @@ def save(learner: Learner, path: Path) -> None:
 
 
 def export(average: dict[str, Tensor], path: Path) -> None:
-    """Writes float16 weights under Wan's own names, which ComfyUI's UNETLoader reads, and `wan.load_transformer`."""
+    """Writes float16 weights under Wan's own names, which ComfyUI's UNETLoader reads, and `wan.transformer_of`."""
     config = json.dumps({"transformer": wan.COMFYUI_CONFIG})
     stored = {wan.wans_key(key): weight.half().contiguous() for key, weight in average.items()}
     save_file(stored, path, metadata={"format": "pt", "config": config})

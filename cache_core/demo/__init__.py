@@ -10,6 +10,8 @@ WAN_WEIGHTS = _WEIGHTS / "refrain_demo_wan.safetensors"
 VAE_WEIGHTS = _WEIGHTS / "refrain_demo_vae.safetensors"
 LATENT_CODEC = _WEIGHTS / "refrain_demo_latents.safetensors"
 
+FLUX_HEADS, WAN_HEADS = 2, 4  # of their attention
+
 PROMPTS = (
     "a big red ball at the center on a blue striped background",
     "a big yellow star at the left on a purple plain background",

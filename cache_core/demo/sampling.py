@@ -11,7 +11,7 @@ from einops import rearrange, repeat
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from . import FEW_STEP_LORAS, FLUX_WEIGHTS, words
+from . import FEW_STEP_LORAS, FLUX_HEADS, FLUX_WEIGHTS, words
 
 Velocity = Callable[[nn.Module, Tensor, Tensor, Tensor, Tensor], Tensor]
 Predict = Callable[[Tensor, float], Tensor]
@@ -26,7 +26,7 @@ TRANSFORMER_CONFIG = {
     "num_layers": 2,
     "num_single_layers": 4,
     "attention_head_dim": 128,
-    "num_attention_heads": 2,
+    "num_attention_heads": FLUX_HEADS,
     "joint_attention_dim": words.TOKEN_WIDTH,
     "pooled_projection_dim": words.TOKEN_WIDTH,
     "guidance_embeds": False,

@@ -7,20 +7,19 @@ There they are the pictures' latents, frame by frame: the demo's VAE decodes the
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from einops import rearrange
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from . import WAN_WEIGHTS, codec, words
+from . import WAN_HEADS, WAN_WEIGHTS, codec, words
 
 TRAINED_TIMESTEPS = 1000
 FRAMES, SIZE = 15, 96  # what it was trained for at last, as pixels of one side: 540 tokens
 
 TRANSFORMER_CONFIG = {
-    "num_attention_heads": 4,
+    "num_attention_heads": WAN_HEADS,
     "attention_head_dim": 64,
     "in_channels": 16,
     "out_channels": 16,
@@ -31,7 +30,7 @@ TRANSFORMER_CONFIG = {
 }
 
 # Of ComfyUI's Wan, what can't be read off the weights.
-COMFYUI_CONFIG = {"text_dim": words.TOKEN_WIDTH, "num_heads": TRANSFORMER_CONFIG["num_attention_heads"]}
+COMFYUI_CONFIG = {"text_dim": words.TOKEN_WIDTH, "num_heads": WAN_HEADS}
 
 # Wan's latent format, as ComfyUI applies it around the model
 MEAN = (
@@ -76,11 +75,15 @@ def wans_key(key: str) -> str:
     return key.strip(".")
 
 
-def load_transformer(path: Path = WAN_WEIGHTS) -> nn.Module:
-    """diffusers' transformer in float32 with the weights in a Wan file, ready to predict."""
+def load_transformer() -> nn.Module:
+    """diffusers' transformer in float32 with the trained weights, ready to predict."""
+    return transformer_of(load_file(WAN_WEIGHTS))
+
+
+def transformer_of(stored: dict[str, Tensor]) -> nn.Module:
+    """The same with the weights of any file that was exported."""
     from diffusers import WanTransformer3DModel
 
-    stored = load_file(path)
     transformer = WanTransformer3DModel.from_config(TRANSFORMER_CONFIG)
     transformer.load_state_dict({key: stored[wans_key(key)].float() for key in transformer.state_dict()})
     return transformer.eval().requires_grad_(False)

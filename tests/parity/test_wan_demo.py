@@ -60,7 +60,7 @@ def test_comfyui_takes_it_for_a_wan_and_predicts_and_decodes_the_same(file, tmp_
         assert stored.metadata()["class"] == "WAN21"
     result = load_file(tmp_path / "result")
 
-    velocity = wan.velocity(wan.load_transformer(file), latent, sigmas, tokens, pooled)
+    velocity = wan.velocity(wan.transformer_of(load_file(file)), latent, sigmas, tokens, pooled)
     torch.testing.assert_close(result["velocity"], velocity, atol=1e-4, rtol=0)
     assert velocity.std() > 0.5
     pictures = result["pictures"].movedim(-1, 1)  # (clips * frames, 3, 64, 64)

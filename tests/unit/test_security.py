@@ -56,10 +56,11 @@ NAMES = {  # what using one of these does; *. stands for anything that has it
 DEMO_PROGRAM = "`make demo` and the tests run it from a terminal; nothing that ComfyUI loads imports it"
 ALLOWED = {
     "cache_core/strategies/__init__.py": {"imports by name": "the files of its own folder: the strategies"},
-    "cache_core/adapters/comfyui/demo.py": {"reads files": "two weights of the pack, whose names are constants"},
+    "cache_core/adapters/comfyui/demo.py": {"reads files": "weights of the pack, whose names are constants"},
     "cache_core/demo/__main__.py": {"imports by name": DEMO_PROGRAM, "writes files": DEMO_PROGRAM},
     "cache_core/demo/codec.py": {"reads files": "weights of the pack, whose names are constants"},
     "cache_core/demo/sampling.py": {"reads files": "weights of the pack, whose names are constants"},
+    "cache_core/demo/wan.py": {"reads files": "weights of the pack, whose names are constants"},
     "cache_core/demo/server.py": {
         power: "a private ComfyUI on 127.0.0.1, in a temporary folder: " + DEMO_PROGRAM
         for power in (
@@ -174,7 +175,7 @@ def test_the_demo_weights_are_named_by_constants_of_the_pack():
         node.id for call in calls for node in ast.walk(call.args[0]) if isinstance(node, ast.Name) and node.id != "str"
     }
     assert len(calls) >= 5
-    assert names == {"FLUX_WEIGHTS", "VAE_WEIGHTS", "LATENT_CODEC"}
+    assert names == {"FLUX_WEIGHTS", "WAN_WEIGHTS", "VAE_WEIGHTS", "LATENT_CODEC", "FEW_STEP_LORAS", "steps"}  # [steps]
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,7 @@ from comfy.model_patcher import ModelPatcher
 from einops import rearrange
 from torch import nn
 
-from ...demo import FEW_STEP_LORAS, FLUX_WEIGHTS, VAE_WEIGHTS, WAN_WEIGHTS, wan, words
-from ...demo.sampling import TRANSFORMER_CONFIG
+from ...demo import FEW_STEP_LORAS, FLUX_HEADS, FLUX_WEIGHTS, VAE_WEIGHTS, WAN_HEADS, WAN_WEIGHTS, words
 from ...presets import DEMO
 from . import families
 
@@ -31,7 +30,7 @@ def load_model() -> ModelPatcher:
         model = None
     if model is None:
         found = comfy.model_detection.convert_diffusers_mmdit(comfy.utils.load_torch_file(str(FLUX_WEIGHTS)), "")
-        model = _load(found, num_heads=TRANSFORMER_CONFIG["num_attention_heads"])
+        model = _load(found, num_heads=FLUX_HEADS)
     model.set_attachments(families.KEY, DEMO)  # it is no Flux.1, for which others published settings
     return model
 
@@ -44,7 +43,7 @@ def load_few_step_model(steps: int) -> ModelPatcher:
 
 def load_video_model() -> ModelPatcher:
     """The tiny Wan. Stock loaders read what its weights do not tell from the file's metadata, but for ComfyUI 0.8's."""
-    model = _load(comfy.utils.load_torch_file(str(WAN_WEIGHTS)), **wan.COMFYUI_CONFIG)
+    model = _load(comfy.utils.load_torch_file(str(WAN_WEIGHTS)), num_heads=WAN_HEADS, text_dim=words.TOKEN_WIDTH)
     model.set_attachments(families.KEY, DEMO)  # nor is it the Wan for which others published settings
     return model
 
