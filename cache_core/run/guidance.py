@@ -26,12 +26,15 @@ def at_guidance(visit: Visit, predict: Predict) -> tuple[Tensor, Tensor]:
 
     `predict(with, without)` computes those that are wanted, or both where that went wrong.
     """
-    decision = visit.decide(())
+    decision, call, (memory,) = visit.decide(()), visit.call, visit.memories
+    if not visit.is_excluded and (memory.reserved or memory.layout is None):  # it keeps something, or is new
+        (call.evaluation.unconditional,) = call.labels
     if decision is CONDITIONAL:
+        call.run.memories.forget_unusable(call.sigma.step.index)
         conditional, unconditional = predict(*GIVEN)
         if unconditional is not None:
             return conditional, unconditional
-        with visit.call.watch:
+        with call.watch:
             decision = visit.decide_with(copied([conditional]))
         if not isinstance(decision, Request):
             return conditional, decision[0]
