@@ -160,7 +160,7 @@ class CacheRun:
         follow(state, latent)
         visit, known, evaluation.sigma = Visit(state, strategy, GUIDANCE), evaluation.sigma, state.sigma
         try:
-            predictions = at_guidance(visit, predict)
+            predictions = at_guidance(visit, predict, latent)
         finally:
             evaluation.sigma, evaluation.unconditional = known, None
         with self._lock:

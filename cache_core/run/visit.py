@@ -14,14 +14,14 @@ from ..model import Structure
 from ..strategy import COMPUTE, COMPUTE_ONLY, Features, Request, Site, Step, Strategy, relative_sums, same_layout
 from ..strategy.packed import Packed, bytes_packed
 from .memory import BlocksRan
-from .state import CallState
+from .state import CallState, Names
 from .worth import work_of
 
 
 class BranchCall:
-    """See `strategy.Call`. The branch is that with this number in the call."""
+    """See `strategy.Call`. `labels` are the branch's, or those of several that can't be told apart."""
 
-    def __init__(self, call: CallState, strategy: Strategy, site: Site, may_reuse: bool, number: int) -> None:
+    def __init__(self, call: CallState, strategy: Strategy, site: Site, may_reuse: bool, labels: Names) -> None:
         self.strategy, self.site, self.may_reuse = strategy, site, may_reuse
         self.schedule = call.run.terms.schedule
         self.total = partial(call.run.terms.ranks.total, branches=call.contexts)
@@ -29,7 +29,7 @@ class BranchCall:
         self.measure: float | None = None
         self.threshold: float | None = None
         self.serves_until: int | None = None
-        self._call, self._number = call, number
+        self._call, self._labels = call, labels
 
     @cached_property
     def step(self) -> Step:
@@ -43,9 +43,7 @@ class BranchCall:
 
     @property
     def may_be_left_out(self) -> bool:
-        call, number = self._call, self._number
-        labels = call.labels if len(call.labels) == len(call.contexts) and not call.run.why_all_prompts else ()
-        return call.evaluation.unconditional in labels[number : number + 1]
+        return not self._call.run.why_all_prompts and self._call.evaluation.unconditional in self._labels
 
     @property
     def is_of_no_use(self) -> bool:
@@ -88,7 +86,7 @@ class Visit:
         if any(memory.layout != self._layout for memory in self.memories):
             evaluation.must_compute.add(self.strategy)
         self._may_reuse = self.strategy not in evaluation.must_compute and not evaluation.all_compute
-        self.branches = [BranchCall(self.call, self.strategy, self.site, self._may_reuse, n) for n in range(count)]
+        self.branches = [BranchCall(self.call, self.strategy, self.site, self._may_reuse, own) for own in self._labels]
         pairs = zip(self.branches, self.memories)
         self._asking = {n: self.strategy.around(branch, memory.state) for n, (branch, memory) in enumerate(pairs)}
         self._answers: list[Features | None] = [None] * count
@@ -104,8 +102,7 @@ class Visit:
 
     def split(self, tensors: Sequence[Tensor]) -> list[Features] | None:
         """Each branch's share of these; None where the branches can't be told apart."""
-        count = len(self.contexts)
-        if count == 1:
+        if (count := len(self.contexts)) == 1:
             return [tuple(tensors)]
         return list(zip(*(tensor.chunk(count) for tensor in tensors))) if self._have_rows(tensors) else None
 
@@ -193,9 +190,14 @@ class Visit:
         return answers[0] if len(answers) == 1 else tuple(map(torch.cat, zip(*answers)))
 
     @property
+    def _labels(self) -> list[Names]:
+        """The names of each branch; of all, where they are taken as one."""
+        labels, count = self.call.labels, len(self.contexts)
+        return [(label,) for label in labels] if len(labels) == count else [labels if count == 1 else ()] * count
+
+    @property
     def _is_away(self) -> bool:
-        away = self.call.run.budget.away
-        return bool(away) and (self.strategy, self.site) in away
+        return bool(away := self.call.run.budget.away) and (self.strategy, self.site) in away
 
     def _work_of(self, part: Features) -> float:
         """How many floating-point operations the site takes for one branch, as counted or else by shapes."""

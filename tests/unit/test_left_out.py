@@ -4,6 +4,7 @@ Each case is also sampled as if nobody knew when that prompt runs: then everythi
 """
 
 from dataclasses import dataclass, field
+from functools import partial
 
 import pytest
 import torch
@@ -136,7 +137,11 @@ class Unguided(Watched):
 
 
 class NoPictures(Watched):
-    """The model gives something else than pictures."""
+    """The latent is no picture, and neither is what the model gives."""
+
+    def predict(self, latents, index):
+        self.run.call_guidance = partial(CacheRun.call_guidance, self.run, latent=latents[POSITIVE])
+        return super().predict(latents, index)
 
     def picture_of(self, tokens):
         return tokens
@@ -154,14 +159,23 @@ class Answered(Watched):
 
 
 @layouts
-@pytest.mark.parametrize("kind", [Unguided, NoPictures, Answered])
-def test_where_the_negative_prompt_is_not_estimated_its_attention_is_reused(monkeypatch, layout, kind):
-    sampling, latent = sampled({}, sigmas_of(12), kind=kind, layout=layout)
-    assert sampling.rows == [10] * 4 + [0, 10] * 4
+@pytest.mark.parametrize("kind", [Unguided, NoPictures])
+@pytest.mark.parametrize(("settings", "rows"), [({}, [10] * 4 + [0, 10] * 4), (ALWAYS, [10, 0] * 6)])
+def test_where_the_negative_prompt_is_not_estimated_its_attention_is_reused(monkeypatch, layout, kind, settings, rows):
+    sampling, latent = sampled(settings, sigmas_of(12), kind=kind, layout=layout)
     as_if_nobody_knew(monkeypatch)
-    keeping, expected = sampled({}, sigmas_of(12), kind=kind, layout=layout)
+    keeping, expected = sampled(settings, sigmas_of(12), kind=kind, layout=layout)
     assert torch.equal(latent, expected) and sampling.rows == keeping.rows
-    assert sampling.report.bytes_held == keeping.report.bytes_held == 2 * 2 * OUTPUTS
+    assert sampling.rows == rows
+    assert sampling.report.bytes_held == keeping.report.bytes_held > 0
+
+
+@layouts
+@pytest.mark.parametrize(("settings", "rows"), [({}, [10] * 4 + [0, 10] * 4), (ALWAYS, [10, 0] * 6)])
+def test_once_another_node_answers_the_negative_prompt_runs_and_reuses_its_attention(layout, settings, rows):
+    sampling, _ = sampled(settings, sigmas_of(12), kind=Answered, layout=layout)
+    assert sampling.rows == rows
+    assert max(sampling.kept) == 2 * ATTENTIONS
 
 
 @layouts
