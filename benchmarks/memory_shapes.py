@@ -89,8 +89,13 @@ def bytes_to_hold(strategy: Strategy, model: ModelShape) -> int:
     return max(bytes_by_step(strategy, model))
 
 
+def bytes_held_late(strategy: Strategy, model: ModelShape) -> int:
+    """The same from the middle of the run on, when FasterCache has begun to leave out the negative prompt."""
+    return max(bytes_by_step(strategy, model)[STEPS // 2 :])
+
+
 def bytes_by_step(strategy: Strategy, model: ModelShape) -> list[int]:
-    """The same after each step. Of two branches the second is that of the negative prompt, which may be left out."""
+    """What is held after each step. Of two branches the second is the negative prompt's, which may be left out."""
     schedule = Schedule([1 - step / STEPS for step in range(STEPS + 1)])
     sites = [pair for level in strategy.levels for pair in model.outputs(level)]
     sites = [

@@ -209,7 +209,7 @@ class FasterCache(Strategy):
     low_frequency_weight_update_end: int = ends_at(901, "Weigh the low frequencies", STRENGTHENS)
     high_frequency_weight_update_start: int = starts_at(-1, "Weigh the high frequencies", STRENGTHENS)
     high_frequency_weight_update_end: int = ends_at(301, "Weigh the high frequencies", STRENGTHENS)
-    memory_limit_gb: float = memory_limit("attentions", 2, "3", "6", "50", "115", "38")
+    memory_limit_gb: float = memory_limit("attentions", 2, "3", "3", "25", "58", "38", skips_negative=True)
     few_steps: str = few_steps()
     cache_device: str = cache_device("attentions")
     cache_dtype: str = cache_dtype()
