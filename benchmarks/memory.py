@@ -15,7 +15,7 @@ import argparse
 from itertools import groupby
 
 import torch
-from memory_shapes import GIB, MODELS, bytes_to_hold
+from memory_shapes import GIB, MODELS, bytes_held_late, bytes_to_hold
 from memory_taken import Extra, extra_of
 
 from cache_core.strategies.faster_cache import FasterCache
@@ -50,9 +50,11 @@ def steps_held(extra: Extra) -> str:
     return ", ".join(f"{value} (x{count})" if count > 1 else value for value, count in groups)
 
 
-def foretold_row(name: str, strategy: Strategy) -> list[str]:
-    """One line of the second table, in GiB."""
-    return [name, *(f"{bytes_to_hold(strategy, model) / GIB:.2f}" for model in MODELS)]
+def foretold_rows(name: str, strategy: Strategy) -> list[list[str]]:
+    """Lines of the second table, in GiB: the most, and where that is less, what is held later on."""
+    most, late = ([held(strategy, model) / GIB for model in MODELS] for held in (bytes_to_hold, bytes_held_late))
+    rows = {name: most, f"{name}, later on": late} if late < most else {name: most}
+    return [[said, *(f"{size:.2f}" for size in sizes)] for said, sizes in rows.items()]
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
@@ -93,7 +95,7 @@ def main() -> None:
         print(table(["strategy", "features", "held at the end of each step, S"], rows), end="\n\n")
     print("Held at most, GiB", end="\n\n")
     rows = [["S", *(f"{model.hidden_states / GIB:.3f}" for model in MODELS)]]
-    rows += [foretold_row(name, strategy) for name, strategy in chosen.items()]
+    rows += [row for name, strategy in chosen.items() for row in foretold_rows(name, strategy)]
     print(table(["strategy", *(model.name for model in MODELS)], rows))
 
 

@@ -68,11 +68,17 @@ class Computed:
     site: Site
     schedule: Schedule
     step: Step
+    may_be_left_out: bool = False
+    serves_until: int | None = None
     may_reuse: bool = False
     adds_noise: bool = False
     reason: str = ""
     order: int = 0
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def is_of_no_use(self) -> bool:
+        return self.serves_until is not None and self.serves_until < self.step.index
 
     def note(self, text: str) -> None:
         self.notes.append(text)
@@ -80,6 +86,16 @@ class Computed:
 
 def bytes_to_hold(strategy: Strategy, model: ModelShape) -> int:
     """The most that a strategy holds on a model at any time, where every step of an even schedule is computed."""
+    return max(bytes_by_step(strategy, model))
+
+
+def bytes_held_late(strategy: Strategy, model: ModelShape) -> int:
+    """The same from the middle of the run on, when FasterCache has begun to leave out the negative prompt."""
+    return max(bytes_by_step(strategy, model)[STEPS // 2 :])
+
+
+def bytes_by_step(strategy: Strategy, model: ModelShape) -> list[int]:
+    """What is held after each step. Of two branches the second is the negative prompt's, which may be left out."""
     schedule = Schedule([1 - step / STEPS for step in range(STEPS + 1)])
     sites = [pair for level in strategy.levels for pair in model.outputs(level)]
     sites = [
@@ -88,15 +104,17 @@ def bytes_to_hold(strategy: Strategy, model: ModelShape) -> int:
         if site.level in ("output", "model", "block", "module")
         or (strategy.steps_in_at(site) and (site.level != "guidance" or model.branches > 1))
     ]
-    states = {site: strategy.new_state(site) for site, _ in sites}
-    most = 0
-    for sigma in schedule.sigmas[:-1]:
-        for site, given in sites:
-            _compute(strategy, Computed(site, schedule, schedule.step_at(sigma)), states[site], given, model)
-        of_branches = bytes_held([state for site, state in states.items() if site.level != "guidance"])
-        of_both = bytes_held([state for site, state in states.items() if site.level == "guidance"])
-        most = max(most, model.branches * of_branches + of_both)
-    return most
+    held = []
+    for may_be_left_out in (False, True)[: model.branches]:
+        own = [(site, given) for site, given in sites if site.level != "guidance" or not may_be_left_out]
+        states = {site: strategy.new_state(site) for site, _ in own}
+        held.append([])
+        for sigma in schedule.sigmas[:-1]:
+            for site, given in own:
+                call = Computed(site, schedule, schedule.step_at(sigma), may_be_left_out)
+                _compute(strategy, call, states[site], given, model)
+            held[-1].append(bytes_held([*states.values()]))
+    return [sum(of_branches) for of_branches in zip(*held)]
 
 
 def _compute(strategy: Strategy, call: Computed, state: object, given: tuple[Tensor, ...], model: ModelShape) -> None:

@@ -12,7 +12,7 @@ import torch
 from ..model.failures import give_back
 from ..report.report import Report
 from ..strategy.lane import Lane
-from ..strategy.packed import AUTO, CPU
+from ..strategy.packed import AUTO, CPU, Kept, Packed, away, packed
 from .memory import Memories, Memory, Place, away_in
 from .ranks import Ranks
 from .worth import is_fetched_faster
@@ -79,7 +79,7 @@ class Budget:
             self._worth[place] = work() / max(1, *wanted) if place[1].level in MANY else inf
         if place not in self._may_leave and place[0].cache_device == AUTO and place[1].level in MANY:
             is_known = self._found_away.get(device) is not None
-            self._may_leave[place] = is_known and is_fetched_faster(wanted[0] + one(), work())
+            self._may_leave[place] = is_known and is_fetched_faster(max(wanted) + one(), work())
         while place not in self.left_out and (excess := self._excess(memories, place, device)) > 0:
             for least in self._least(memories, place, device, excess):
                 if self._may_leave.get(least):
@@ -113,6 +113,13 @@ class Budget:
     def lane(self, device: torch.device) -> Lane:
         """The way from this device to main memory and back."""
         return self._lanes.get(device) or self._lanes.setdefault(device, Lane(device))
+
+    def stored(self, tensor: Kept, dtype: torch.dtype | None, is_away: bool) -> Kept:
+        """As it is kept, in this type, and where. The tensor is given away."""
+        kept = packed(tensor, dtype)
+        if not is_away:
+            return kept
+        return away(kept, self.lane((kept.parts[0] if isinstance(kept, Packed) else kept).device))
 
     def fetch_after(self, memories: Memories, place: Place, contexts: Sequence[Hashable]) -> None:
         """The values of this place came from main memory: let those of the next one in the model come too."""

@@ -41,7 +41,8 @@ class Evaluation:
     must_compute: set[Strategy] = field(default_factory=set)  # those one of whose branches has nothing to reuse
     all_compute: bool = False  # a branch is back after evaluations without it: what it keeps is old
     changes: int = 0  # evaluations in a row, up to this one, in which a branch was new
-    without_unconditional: bool = False  # that branch was not run
+    unconditional: str | None = None  # in calls of a branch that may be left out of the next: its name in the report
+    without_unconditional: bool = False  # it was not run
     is_learning: bool = False  # the block plan was learned in it
     reading: SigmaReading | None = None  # of its last model call
     is_answered: bool = False  # someone else answered one of its calls

@@ -32,7 +32,7 @@ def begin_unasked(run: RunState, sigma: Tensor, contexts: Sequence[Hashable]) ->
         run.is_evaluating = False
 
 
-def follow(call: CallState, latent: Tensor) -> list[LatentPath]:
+def follow(call: CallState, latent: Tensor | None) -> list[LatentPath]:
     """The paths of the call's branches, which have come to this latent. What is kept of another one is dropped."""
     run, count = call.run, len(call.contexts)
     if not run.paths.are_followed or not isinstance(latent, Tensor) or not latent.ndim or latent.shape[0] % count:

@@ -21,17 +21,20 @@ FAILED = (
 )
 
 
-def at_guidance(visit: Visit, predict: Predict) -> tuple[Tensor, Tensor]:
+def at_guidance(visit: Visit, predict: Predict, latent: Tensor | None) -> tuple[Tensor, Tensor]:
     """The noise predictions with and without the prompt: the model's own, or the strategy's for the one without.
 
-    `predict(with, without)` computes those that are wanted, or both where that went wrong.
+    `predict(with, without)` computes those that are wanted, of this latent, or both where that went wrong.
     """
-    decision = visit.decide(())
+    decision, call = visit.decide(()), visit.call
+    if _may_leave_out(visit, latent):
+        (call.evaluation.unconditional,) = call.labels
     if decision is CONDITIONAL:
+        call.run.memories.forget_unusable(call.sigma.step.index)
         conditional, unconditional = predict(*GIVEN)
         if unconditional is not None:
             return conditional, unconditional
-        with visit.call.watch:
+        with call.watch:
             decision = visit.decide_with(copied([conditional]))
         if not isinstance(decision, Request):
             return conditional, decision[0]
@@ -43,6 +46,14 @@ def at_guidance(visit: Visit, predict: Predict) -> tuple[Tensor, Tensor]:
     if visit.wants([(conditional, unconditional)]):
         visit.keep([copied([conditional, unconditional])])
     return conditional, unconditional
+
+
+def _may_leave_out(visit: Visit, latent: Tensor | None) -> bool:
+    """Whether the strategy may stand in after this evaluation, as far as is known: what it needs for that is kept."""
+    (memory,) = visit.memories
+    if memory.layout is None:  # nothing was predicted yet
+        return not visit.is_excluded and (latent is None or visit.strategy.will_hold(visit.site, (latent,)) > 0)
+    return memory.reserved > 0
 
 
 def mended(run: RunState, predict: Predict) -> Predict:

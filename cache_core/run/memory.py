@@ -29,6 +29,11 @@ class Memory:
     reserved: int = 0  # bytes that the state may take
     device: torch.device | None = None  # where it is computed
     is_away: bool = False  # whether the bytes are in main memory instead
+    serves_until: int | None = None  # the last step that may reuse it; None: nobody knows
+
+    def serves(self, step: int) -> bool:
+        """Whether this step, or one that follows, may reuse it."""
+        return self.serves_until is None or self.serves_until >= step
 
     def holds(self, tensor: torch.Tensor) -> bool:
         """Whether this very tensor, or one that shares its memory, is kept."""
@@ -92,6 +97,12 @@ class Memories(dict[Key, Memory]):
     def forget_all_but(self, contexts: Set[Hashable]) -> None:
         """Drop what other branches keep: they were away for an evaluation, and it is too old when they are back."""
         self._drop(lambda context, site: context not in contexts and not contexts.issuperset(context))
+
+    def forget_unusable(self, step: int) -> None:
+        """Drop what neither this step nor one that follows may reuse."""
+        with self._lock:
+            for key in [key for key, memory in self.items() if not memory.serves(step)]:
+                del self[key]
 
     def forget_at(self, level: Level) -> None:
         """Drop what is kept at this level."""

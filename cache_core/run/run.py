@@ -23,7 +23,7 @@ from .ranks import Ranks
 from .reading import SigmaReading
 from .recording import record
 from .repairing import CANNOT, UNREPAIRED, repaired
-from .state import CallState, RunState, Terms
+from .state import CallState, Names, RunState, Terms
 from .telling import telling
 from .visit import Visit
 
@@ -117,12 +117,12 @@ class CacheRun:
         branches in the report. `latent`, (branches * pictures, ...), is what the model is asked about: if it is none
         that goes on from what these branches were asked about before, what they keep is dropped.
         """
-        known, outer = self.state.models.of(model), self._call_here
+        known, outer, names = self.state.models.of(model), self._call_here, tuple(labels) or tuple(map(str, contexts))
         self.state.was_called = True
         if not known.is_learned:
             self.state.budget.look(sigma.device)
         with known.lock:
-            state = self.again(partial(self._new_call, known, sigma, contexts))
+            state = self.again(partial(self._new_call, known, sigma, contexts, names))
             try:
                 with state.watch:
                     output, visits = self.again(partial(self._compute, state, forward, inputs, latent))
@@ -131,7 +131,7 @@ class CacheRun:
                 if state.evaluation.lead is not None:
                     state.evaluation.ended_call(model)
         with self._lock:
-            record(state, visits, tuple(labels) or tuple(map(str, contexts)))
+            record(state, visits, names)
         return output
 
     def call_attention(self, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -156,14 +156,13 @@ class CacheRun:
         strategy, evaluation = self.state.terms.at_guidance, self.state.evaluation
         if strategy is None or self.state.why_all_prompts or self.state.others_seen >= FEW_TIMES:
             return predict(True, True)
-        state = self._new_call(self.state.models.of(model), sigma, [("guidance", context)])
-        if latent is not None:
-            follow(state, latent)
+        state = self._new_call(self.state.models.of(model), sigma, [("guidance", context)], (label,))
+        follow(state, latent)
         visit, known, evaluation.sigma = Visit(state, strategy, GUIDANCE), evaluation.sigma, state.sigma
         try:
-            predictions = at_guidance(visit, predict)
+            predictions = at_guidance(visit, predict, latent)
         finally:
-            evaluation.sigma = known
+            evaluation.sigma, evaluation.unconditional = known, None
         with self._lock:
             record(state, [visit], (label,) if visit.was_answered else ())
         return predictions
@@ -176,7 +175,7 @@ class CacheRun:
         """Drop everything kept. The report stays."""
         self.state.free()
 
-    def _new_call(self, model: KnownModel, sigma: Tensor, contexts: Sequence[Hashable]) -> CallState:
+    def _new_call(self, model: KnownModel, sigma: Tensor, contexts: Sequence[Hashable], names: Names) -> CallState:
         state = self.state
         with self._lock:
             if not state.is_evaluating:
@@ -187,7 +186,7 @@ class CacheRun:
         own = evaluation.own_contexts(contexts, model.module)
         if evaluation.changes == MOST_CHANGES:
             self.report.note(BRANCHES_CHANGE)
-        return CallState(state, model, reading, own, evaluation, Stopwatch(reading.tensor.device))
+        return CallState(state, model, reading, own, evaluation, Stopwatch(reading.tensor.device), names)
 
     def _compute(
         self, state: CallState, forward: Callable[[], Any], inputs: Sequence[Any] | None, latent: Tensor | None

@@ -29,6 +29,7 @@ ALL_PROMPTS = (
     "the negative prompt runs in every step from here on: another node answers model calls, as a cache does, and may "
     "keep one output for both prompts"
 )
+Names = tuple[str, ...]
 NO_MEMORY = "memory ran out, so what was kept is dropped, and {} computes everything from here on"
 
 
@@ -208,3 +209,4 @@ class CallState:
     contexts: tuple[Hashable, ...]  # the branches' keys
     evaluation: Evaluation
     watch: Stopwatch
+    labels: Names  # what the report calls the branches

@@ -12,23 +12,24 @@ from torch import Tensor
 
 from ..model import Structure
 from ..strategy import COMPUTE, COMPUTE_ONLY, Features, Request, Site, Step, Strategy, relative_sums, same_layout
-from ..strategy.packed import Packed, away, bytes_packed, packed
+from ..strategy.packed import Packed, bytes_packed
 from .memory import BlocksRan
-from .state import CallState
+from .state import CallState, Names
 from .worth import work_of
 
 
 class BranchCall:
-    """See `strategy.Call`."""
+    """See `strategy.Call`. `labels` are the branch's, or those of several that can't be told apart."""
 
-    def __init__(self, call: CallState, strategy: Strategy, site: Site, may_reuse: bool) -> None:
+    def __init__(self, call: CallState, strategy: Strategy, site: Site, may_reuse: bool, labels: Names) -> None:
         self.strategy, self.site, self.may_reuse = strategy, site, may_reuse
         self.schedule = call.run.terms.schedule
         self.total = partial(call.run.terms.ranks.total, branches=call.contexts)
         self.note, self.reason, self.order = call.run.report.note, "nothing to reuse yet", 0
         self.measure: float | None = None
         self.threshold: float | None = None
-        self._call = call
+        self.serves_until: int | None = None
+        self._call, self._labels = call, labels
 
     @cached_property
     def step(self) -> Step:
@@ -39,6 +40,15 @@ class BranchCall:
     @property
     def adds_noise(self) -> bool:
         return self._call.run.sampler_adds_noise(self._call.sigma)
+
+    @property
+    def may_be_left_out(self) -> bool:
+        return not self._call.run.why_all_prompts and self._call.evaluation.unconditional in self._labels
+
+    @property
+    def is_of_no_use(self) -> bool:
+        """Whether neither this step nor one that follows may reuse what this branch gives here."""
+        return self.serves_until is not None and self.serves_until < self.step.index
 
     def measured(self, measure: Callable[[Tensor], Tensor]) -> float:
         take = partial(self._call.sigma.measured, measure)
@@ -76,7 +86,7 @@ class Visit:
         if any(memory.layout != self._layout for memory in self.memories):
             evaluation.must_compute.add(self.strategy)
         self._may_reuse = self.strategy not in evaluation.must_compute and not evaluation.all_compute
-        self.branches = [BranchCall(self.call, self.strategy, self.site, self._may_reuse) for _ in self.memories]
+        self.branches = [BranchCall(self.call, self.strategy, self.site, self._may_reuse, own) for own in self._labels]
         pairs = zip(self.branches, self.memories)
         self._asking = {n: self.strategy.around(branch, memory.state) for n, (branch, memory) in enumerate(pairs)}
         self._answers: list[Features | None] = [None] * count
@@ -92,31 +102,32 @@ class Visit:
 
     def split(self, tensors: Sequence[Tensor]) -> list[Features] | None:
         """Each branch's share of these; None where the branches can't be told apart."""
-        count = len(self.contexts)
-        if count == 1:
+        if (count := len(self.contexts)) == 1:
             return [tuple(tensors)]
         return list(zip(*(tensor.chunk(count) for tensor in tensors))) if self._have_rows(tensors) else None
 
     def wants(self, parts: list[Features] | None) -> bool:
-        """Whether the branches keep anything of a site that was computed: these are their shares. They must fit."""
+        """Whether branches keep anything of a site that was computed: these are their shares. They must fit."""
         if parts is None or not self._is_separable:
             return False
         run, site = self.call.run, (self.strategy, self.site)
         tested = self._tested or [()] * len(parts)
         wanted = [self.strategy.will_hold(self.site, part, first) for part, first in zip(parts, tested)]
+        wanted = [0 if branch.is_of_no_use else count for branch, count in zip(self.branches, wanted)]
         one = partial(bytes_packed, parts[0], self.strategy.stored_as(self.site))
         work, device = partial(self._work_of, parts[0]), self.call.sigma.tensor.device
         if not run.budget.reserve(run.memories, site, self.memories, wanted, device, work, one):
             return False
-        for memory in self.memories:
-            memory.layout = self._layout
+        for memory, branch in zip(self.memories, self.branches):
+            memory.layout, memory.serves_until = self._layout, branch.serves_until
         return self._request is COMPUTE
 
     def keep(self, parts: list[Features], structure: Structure | None = None, ran: BlocksRan | None = None) -> None:
-        """Each branch keeps what the strategy wants of its share, which is given away. Ask first whether it `wants`."""
+        """Branches keep what the strategy wants of their shares, given away. Ask first whether any `wants` it."""
         dtype, is_away = self.strategy.stored_as(self.site), self._is_away
         if is_away or dtype is not None:
-            parts = [tuple(self._stored(tensor, dtype, is_away) for tensor in part) for part in parts]
+            stored = partial(self.call.run.budget.stored, dtype=dtype, is_away=is_away)
+            parts = [tuple(map(stored, part)) for part in parts]
         self._ask(parts)
         if self._asking:
             raise RuntimeError(
@@ -127,15 +138,9 @@ class Visit:
             memory.structure, memory.ran = structure, ran
         self.has_kept = True
 
-    def copies(self, parts: list[Features]) -> list[Features]:
-        """Of each branch its own, in the form in which the strategy keeps it: what one branch drops is free."""
-        dtype = self.strategy.stored_as(self.site)
-        return [tuple(packed(tensor, dtype, copy=True) for tensor in part) for part in parts]
-
-    def own(self, answer: Features) -> Features:
-        """What stands in, as tensors that nobody holds: the model may write into them."""
-        held = self.memories[0].holds
-        return tuple(tensor.clone() if held(tensor) else tensor for tensor in answer)
+    def keeps(self, number: int) -> bool:
+        """Whether the branch with this number wants its share of what is computed."""
+        return number in self._asking
 
     @property
     def is_kept(self) -> bool:
@@ -147,28 +152,27 @@ class Visit:
         """Whether the strategy is kept out here."""
         return (self.strategy, self.site) in self.call.run.memories.excluded
 
-    def exclude(self) -> None:
-        """What this site gives can't be kept: keep the strategy out from now on, so that it may reuse elsewhere."""
-        self.call.run.memories.excluded.add((self.strategy, self.site))
-        self.note(f"{self.site.name or 'the model'} always runs: it returns something that can't be kept")
-
     def note(self, text: str) -> None:
         """Say something in the report, once."""
         self.call.run.report.note(text)
 
     def _ask(self, computed: list[Features] | None = None) -> Request | Features:
         """What all branches want next or, if each gave an answer and none is new here, the answers as one batch."""
-        requests = set()
+        given: dict[int, Request] = {}
         for branch, around in list(self._asking.items()):
             try:
-                requests.add(around.send(computed[branch] if computed else None))
+                given[branch] = around.send(computed[branch] if computed else None)
             except StopIteration as stop:
                 self._answers[branch] = stop.value
                 del self._asking[branch]
+        requests = {*given.values()}
+        if requests == {COMPUTE, COMPUTE_ONLY}:  # some keep their shares
+            requests = {COMPUTE}
+            self._asking = {branch: self._asking[branch] for branch in given if given[branch] is COMPUTE}
         if len(requests) > 1 or (computed and requests - {COMPUTE, COMPUTE_ONLY}):
             raise RuntimeError(
-                f"{self.strategy.title}: around() must ask for the same in all branches: for a part at most once, "
-                f"first, then for the whole. Decide by call.measured(...), which is one number for all branches."
+                f"{self.strategy.title}: around() must ask for the same part in all branches, at most once and first, "
+                f"then for the whole. Decide by call.measured(...), which is one number for all branches."
             )
         answers = self._answers
         if requests or not self._may_reuse or any(answer is None for answer in answers):
@@ -185,18 +189,15 @@ class Visit:
             self.call.run.budget.fetch_after(self.call.run.memories, (self.strategy, self.site), self.contexts)
         return answers[0] if len(answers) == 1 else tuple(map(torch.cat, zip(*answers)))
 
-    def _stored(self, tensor: Tensor, dtype: torch.dtype | None, is_away: bool) -> Tensor:
-        """As the strategy keeps it, and where. The tensor is given away."""
-        kept = packed(tensor, dtype)
-        if not is_away:
-            return kept
-        device = (kept.parts[0] if isinstance(kept, Packed) else kept).device
-        return away(kept, self.call.run.budget.lane(device))
+    @property
+    def _labels(self) -> list[Names]:
+        """The names of each branch; of all, where they are taken as one."""
+        labels, count = self.call.labels, len(self.contexts)
+        return [(label,) for label in labels] if len(labels) == count else [labels if count == 1 else ()] * count
 
     @property
     def _is_away(self) -> bool:
-        away = self.call.run.budget.away
-        return bool(away) and (self.strategy, self.site) in away
+        return bool(away := self.call.run.budget.away) and (self.strategy, self.site) in away
 
     def _work_of(self, part: Features) -> float:
         """How many floating-point operations the site takes for one branch, as counted or else by shapes."""

@@ -14,11 +14,23 @@ from ..strategy.spacing import Broadcast
 from ..strategy.step import Schedule, Step
 from ..strategy.strategy import COMPUTE, COMPUTE_ONLY, CONDITIONAL, Around, Call, Site, Strategy
 from ..strategy.tensors import Features, split_frequencies
-from ..strategy.windows import closed_windows, ends_at, is_open, may_open, obstacle_in, starts_at
+from ..strategy.windows import closed_windows, ends_at, is_open, last_beside, may_open, obstacle_in, starts_at
 
+UNCONDITIONAL = "unconditional_batch_timestep_skip"  # a window
 STRENGTHENS = "strengthens the prompt"
 WEIGHED = ("low_frequency_weight_update", "high_frequency_weight_update")  # windows
 PICTURES = (4, 5)  # dimensions of what has frequencies: pictures and videos
+
+
+def _weight(frequencies: str) -> float:
+    return setting(
+        1.1,
+        f"Higher strengthens the prompt. Weight of the {frequencies} of the difference between the prompts, within "
+        "their window of timesteps. Usual: 1 to 1.2; 1 leaves them as they were measured.",
+        minimum=0.0,
+        maximum=2.0,
+        step=0.05,
+    )
 
 
 @dataclass
@@ -45,9 +57,9 @@ class FasterCache(Strategy):
     FasterCache, arXiv 2410.19355. A skipped attention gives its last output and, times `attention_weight`, what that
     changed since the one before. A skipped prediction without the prompt is the one with it plus how the two differed
     last, low and high frequencies apart: early steps decide large shapes, late ones detail, and that part of the
-    difference is raised a little. The published code raises the stored difference again in each skipped step; here it
-    stays as it was measured. Holds two outputs of each attention for each branch, and two float32 latents: twice
-    attentions * tokens * channels * bytes * branches, and little more.
+    difference is raised a little; the published code raises it again in each skipped step. Holds two float32 latents
+    and two outputs of each attention: twice attentions * tokens * channels * bytes. As much again for the negative
+    prompt, only where a step that may reuse attention runs both prompts, as the one before did.
     """
 
     title = "FasterCache"
@@ -72,7 +84,10 @@ class FasterCache(Strategy):
 
     def _attention(self, call: Call, state: AttentionState) -> Around:
         kind, skip_range = call.site.kind, self._range_of(call.site)
-        if call.may_reuse and not is_open(self, f"{kind}_attention_timestep_skip", call.step):
+        window, unconditional = f"{kind}_attention_timestep_skip", (UNCONDITIONAL, self.unconditional_batch_skip_range)
+        if call.may_be_left_out:
+            call.serves_until = last_beside(self, (window, skip_range), unconditional, call.schedule)
+        if call.may_reuse and not is_open(self, window, call.step):
             call.reason = f"outside the timesteps of {kind} attention"
         elif call.may_reuse and len(state.outputs) and self._goes_on(call.step, state.broadcast, skip_range):
             call.reason = f"{kind} attention is computed once in {skip_range} steps"
@@ -81,7 +96,7 @@ class FasterCache(Strategy):
             return state.outputs.combined([1 + change, -change][: call.order + 1])
         elif call.may_reuse:
             call.reason = f"{kind} attention was extrapolated in {counted(skip_range - 1, 'step')}"
-        if may_open(self, f"{kind}_attention_timestep_skip", call.schedule, call.step, 2):
+        if may_open(self, window, call.schedule, call.step, 2) and not call.is_of_no_use:
             state.outputs.make_room(call.step.time)
             state.outputs.add(call.step.time, (yield COMPUTE))
             state.broadcast.begin(call.step)
@@ -106,8 +121,7 @@ class FasterCache(Strategy):
         state.broadcast.begin(call.step)
 
     def _skips_unconditional(self, step: Step, state: GuidanceState) -> bool:
-        within = is_open(self, "unconditional_batch_timestep_skip", step)
-        return within and state.broadcast.goes_on(step, self.unconditional_batch_skip_range)
+        return is_open(self, UNCONDITIONAL, step) and state.broadcast.goes_on(step, self.unconditional_batch_skip_range)
 
     def _goes_on(self, step: Step, broadcast: Broadcast, skip_range: int) -> bool:
         """Whether what is kept of an attention serves this step too."""
@@ -189,27 +203,13 @@ class FasterCache(Strategy):
     )
     unconditional_batch_timestep_skip_start: int = starts_at(-1, "Skip the negative prompt")
     unconditional_batch_timestep_skip_end: int = ends_at(641, "Skip the negative prompt")
-    alpha_low_frequency: float = setting(
-        1.1,
-        "Higher strengthens the prompt. Weight of the low frequencies (large shapes) of the difference between the "
-        "prompts, within their window of timesteps. Usual: 1 to 1.2; 1 leaves them as they were measured.",
-        minimum=0.0,
-        maximum=2.0,
-        step=0.05,
-    )
-    alpha_high_frequency: float = setting(
-        1.1,
-        "Higher strengthens the prompt. Weight of the high frequencies (detail) of the difference between the "
-        "prompts, within their window of timesteps. Usual: 1 to 1.2; 1 leaves them as they were measured.",
-        minimum=0.0,
-        maximum=2.0,
-        step=0.05,
-    )
+    alpha_low_frequency: float = _weight("low frequencies (large shapes)")
+    alpha_high_frequency: float = _weight("high frequencies (detail)")
     low_frequency_weight_update_start: int = starts_at(99, "Weigh the low frequencies", STRENGTHENS)
     low_frequency_weight_update_end: int = ends_at(901, "Weigh the low frequencies", STRENGTHENS)
     high_frequency_weight_update_start: int = starts_at(-1, "Weigh the high frequencies", STRENGTHENS)
     high_frequency_weight_update_end: int = ends_at(301, "Weigh the high frequencies", STRENGTHENS)
-    memory_limit_gb: float = memory_limit("attentions", 2, "3", "6", "50", "115", "38")
+    memory_limit_gb: float = memory_limit("attentions", 2, "3", "3", "25", "58", "38", skips_negative=True)
     few_steps: str = few_steps()
     cache_device: str = cache_device("attentions")
     cache_dtype: str = cache_dtype()

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+UNTIL_SKIPPED = "; up to twice that until the negative prompt is first skipped"
+
 
 def setting(
     default: Any,
@@ -38,12 +40,13 @@ def sizes(*each: str) -> str:
     return told.format(*each)
 
 
-def memory_limit(sites: str, outputs: int, *each: str) -> Any:
+def memory_limit(sites: str, outputs: int, *each: str, skips_negative: bool = False) -> Any:
     """The setting `memory_limit_gb`, in GiB, and what one or two outputs of each site take of some models."""
+    prompts, more = ("", UNTIL_SKIPPED) if skips_negative else (" for each prompt", "")
     return setting(
         0.0,
         f"Lower is slower. Memory that this cache may hold, in GB; the {sites} that do not fit always run. "
-        f"{('One output', 'Two outputs')[outputs - 1]} of each for each prompt: {sizes(*each)}. Usual: 0, which is "
+        f"{('One output', 'Two outputs')[outputs - 1]} of each{prompts}: {sizes(*each)}{more}. Usual: 0, which is "
         "what is free beside the model.",
         minimum=0.0,
         maximum=1000.0,

@@ -78,7 +78,11 @@ class Broadcast:
 
     def goes_on(self, step: Step, skip_range: int) -> bool:
         """Whether it stands in for this evaluation too, which then counts."""
-        distance = abs(step.position - self.computed_at)
-        lasts = self.reuses + 1 < skip_range and distance < skip_range * (1 - SAME_SIGMA)
-        self.reuses += lasts
-        return lasts
+        goes_on = self.reuses + 1 < skip_range and lasts(step.position - self.computed_at, skip_range)
+        self.reuses += goes_on
+        return goes_on
+
+
+def lasts(distance: float, skip_range: int) -> bool:
+    """Whether a value stands in so far from where it was computed."""
+    return abs(distance) < skip_range * (1 - SAME_SIGMA)

@@ -111,6 +111,11 @@ class Schedule:
         """The timestep of each of the sigmas."""
         return tuple(self._timestep_of(sigma) for sigma in self.sigmas)
 
+    @cached_property
+    def positions(self) -> tuple[float, ...]:
+        """The position of each of the steps."""
+        return tuple(self.step_at(sigma).position for sigma in self.sigmas[: self.count])
+
 
 class OpenSchedule(Schedule):
     """A schedule that nobody told us, or whose sigmas both fall and rise: its steps are told apart as they come.

@@ -80,6 +80,9 @@ class Call(Protocol):
     site: Site
     schedule: Schedule
     may_reuse: bool  # False while nothing can be reused: first evaluation, or another branch of the batch is new
+    may_be_left_out: bool  # whether this is the branch for whose prediction a strategy stands in at level guidance
+    serves_until: int | None  # the last step that may reuse what this branch keeps here; set by the strategy, if known
+    is_of_no_use: bool  # whether that step is over: then there is nothing to keep
     reason: str  # why, in a few plain words for the report; set by the strategy
     measure: float | None  # what was compared with a threshold, for the report; set by the strategy
     threshold: float | None  # what it was compared with, likewise

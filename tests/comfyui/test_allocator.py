@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from failing_allocator import STEPS, check_every_failure
+from failing_allocator import STEPS, check_every_failure, name_of
 from zoo import flux
 from zoo.cases import EVERY
 
@@ -25,7 +25,7 @@ def tiny(comfy):
     return architecture.build(), sample
 
 
-@pytest.mark.parametrize("strategy", STEPS, ids=lambda strategy: f"{strategy.title}, {strategy.levels[0]}")
+@pytest.mark.parametrize("strategy", STEPS, ids=name_of)
 def test_memory_that_runs_out_at_any_tensor_of_the_cache_ends_no_run(tiny, cached, reports, monkeypatch, strategy):
     (model, sample), steps = tiny, STEPS[strategy]
 

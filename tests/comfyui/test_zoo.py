@@ -4,6 +4,7 @@
 made is in zoo/cases.py; how a model is sampled, and what is counted meanwhile, in zoo/sampling.py.
 """
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -144,6 +145,16 @@ def test_held_is_foretold(specimen, strategy):
     if steps := cases.STEPS_TO_HOLD_ALL.get((specimen.architecture.name, name_of(strategy))):
         run = partial(specimen.sampled, denoise=0.1, steps=steps)
     report = run(strategy).report
+    assert 0.95 * report.bytes_foretold <= report.bytes_held <= 1.05 * report.bytes_foretold, report.notes
+
+
+@for_each(cases.UNLIKE_EACH_OTHER)
+@pytest.mark.parametrize("level", ["model", "block", "module"])
+def test_held_is_foretold_along_the_blocks_and_inside_of_them(specimen, level):
+    strategy = replace(AGGRESSIVE[1], cache_level=level)
+    assert strategy.works_at(level)
+    report = specimen.refined(strategy).report
+    assert report.count("forecast") > 0 < report.bytes_held, report.notes
     assert 0.95 * report.bytes_foretold <= report.bytes_held <= 1.05 * report.bytes_foretold, report.notes
 
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from failing_allocator import STEPS, check_every_failure
+from failing_allocator import STEPS, check_every_failure, name_of
 from models import GUIDANCE, TEXT_TOKENS, TEXT_WIDTH, WAN, WAN_SETTINGS, Clock, denoise, diffusers, made, tiny
 
 from cache_core.adapters.diffusers import apply
@@ -13,7 +13,7 @@ SHORT = replace(WAN, model=tiny("WanTransformer3DModel", **WAN_SETTINGS | dict(n
 
 
 @pytest.mark.parametrize("branches", ["apart", "joined"])
-@pytest.mark.parametrize("strategy", STEPS, ids=lambda strategy: f"{strategy.title}, {strategy.levels[0]}")
+@pytest.mark.parametrize("strategy", STEPS, ids=name_of)
 def test_memory_that_runs_out_at_any_tensor_of_the_cache_ends_no_run(monkeypatch, strategy, branches):
     guidance = GUIDANCE if branches == "apart" else None
     model, denoiser, steps = made(SHORT), replace(SHORT, branches=branches), STEPS[strategy]

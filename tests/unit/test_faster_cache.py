@@ -342,9 +342,11 @@ def test_without_guidance_two_outputs_of_each_attention_and_branch_are_held(toy)
 
 @layouts
 def test_free_leaves_nothing(layout):
-    sampling, _ = guided(FasterCache(), layout=layout)
+    sampling = GuidedSampling(Toy(), (FasterCache(),), layout=layout)
+    for index in range(11):  # of 12: in the last, which nothing follows, attention is dropped
+        sampling.predict(dict.fromkeys(sampling.branches, first_latent(tokens=TOKENS)), index)
     kept = [weakref.ref(tensor) for tensor in tensors_in(list(sampling.run.state.memories.values()))]
-    assert len(kept) == 2 * 5 + 2  # the positive prompt's are dropped in the last step, which nothing follows
+    assert len(kept) == 2 * 5 + 2  # of the positive prompt, as the negative one is skipped, and two latents
     sampling.run.free()
     assert alive(kept) == 0
 

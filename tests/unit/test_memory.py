@@ -11,7 +11,7 @@ from functools import cache
 import pytest
 import torch
 from allocations import taken_by
-from memory_shapes import GIB, MODELS, ModelShape, bytes_to_hold
+from memory_shapes import GIB, MODELS, ModelShape, bytes_by_step, bytes_held_late, bytes_to_hold
 from memory_taken import extra_of
 from video_blocks import CHANNELS, TOKENS, VOLUME, S
 
@@ -139,19 +139,45 @@ def test_of_wan_it_is_gigabytes_at_attention_and_two_hidden_states_along_the_blo
     assert bytes_to_hold(LEVELS["model"], wan) == 2 * wan.hidden_states
 
 
+@volumes
+def test_faster_cache_holds_two_outputs_of_one_prompt_once_the_other_is_skipped(keeps_axes):
+    found = extra(FasterCache(), keeps_axes)
+    calls = found.cached.report.calls
+    first = next(call.evaluation for call in calls if call.branches == ("positive",)) - calls[0].evaluation
+    held = found.held[first:]
+    assert L - LITTLE <= max(held) <= L + LITTLE
+
+
+@volumes
+def test_where_no_step_lies_between_its_windows_it_never_takes_more(keeps_axes):
+    found = extra_of(FasterCache(), BLOCKS, 10, keeps_axes)
+    assert L - LITTLE <= max(found.held) <= found.peak <= L + LITTLE
+    assert sum(found.is_reused()) >= 3
+
+
+def test_of_wan_twice_that_is_held_only_until_the_negative_prompt_is_skipped():
+    (wan,) = [model for model in MODELS if "832 x 480" in model.name]
+    held, latents = bytes_by_step(FasterCache(), wan), bytes_by_step(FasterCache(), wan)[0]
+    outputs = [round((each - latents) / wan.hidden_states) for each in held]
+    assert outputs == [0] * 5 + [40, 80, 80] + [40] * 11 + [0]  # at 650 of 1000 both prompts reuse attention
+
+
 @pytest.mark.parametrize(
     "strategies",
     [[LEVELS["block"], LEVELS["module"]], *([each] for each in ALL if type(each) is not TaylorSeerCache)],
     ids=lambda strategies: type(strategies[0]).__name__,
 )
 def test_tooltips_tell_these_bytes_of_real_models(strategies):
-    """And so does README's table, as tests/unit/test_settings.py holds it to the tooltips."""
+    """And so does README's table, as tests/unit/test_settings.py holds it to the tooltips.
+
+    Held from the middle of the run on. By then FasterCache skips the negative prompt; before it may be twice that.
+    """
     (told,) = {
         found
         for each in fields(strategies[0])
         for found in re.findall(r"Flux [^;]+H3 [\d./]+ GB", each.metadata.get("help", ""))
     }
     numbers = [one for sizes in re.findall(r"([\d./]+) GB", told) for one in sizes.split("/")]
-    wanted = [bytes_to_hold(strategy, model) / GIB for model in MODELS for strategy in strategies]
+    wanted = [bytes_held_late(strategy, model) / GIB for model in MODELS for strategy in strategies]
     rounded = [f"{size:.{len(number.partition('.')[2])}f}" for size, number in zip(wanted, numbers, strict=True)]
     assert rounded == numbers

@@ -23,7 +23,7 @@ from ...run.run import CacheRun
 from ...strategy.tensors import copied
 from .arguments import Arguments
 from .configs import settings_of
-from .grids import on_grid
+from .grids import as_picture, on_grid
 from .guidance import GIVEN, JOINED, WITHOUT, joined_output
 from .parallel import TokenSplits, parallel_group
 from .prompts import Origin, Prompts
@@ -205,9 +205,9 @@ class CachedModel:
 
     def _guided(self, sampling: Sampling, arguments: Arguments, predict: Callable[..., Any]) -> tuple[Tensor, Tensor]:
         """The predictions with the prompt and without: the model's own, or what stands in."""
-        latent, guidance = arguments.latent, sampling.run.call_guidance
+        latent, grid, guidance = arguments.latent, sampling.grid_of(arguments), sampling.run.call_guidance
         known = dict(sigma=sampling.reading.tensor, context=(WITHOUT, tuple(latent.shape)), label=WITHOUT)
-        return on_grid(sampling.grid_of(arguments), partial(guidance, self.model, latent=latent, **known), predict)
+        return on_grid(grid, partial(guidance, self.model, latent=as_picture(latent, grid), **known), predict)
 
     def _say(self, text: str, *values: Any) -> None:
         if text not in self._said:

@@ -40,16 +40,17 @@ def on_grid(
         return guide(predict)
 
     def pictured(given: bool, without: bool) -> tuple[Tensor | None, ...]:
-        return tuple(None if each is None else _as_picture(each, shape) for each in predict(given, without))
+        return tuple(None if each is None else as_picture(each, shape) for each in predict(given, without))
 
     given, without = guide(pictured)
     return _as_tokens(given), _as_tokens(without)
 
 
-def _as_picture(tokens: Tensor, shape: Shape) -> Tensor:
-    if tokens.ndim != 3 or tokens.shape[1] != prod(shape):
+def as_picture(tokens: Tensor, shape: Shape | None) -> Tensor:
+    """The tokens as (batch, channels, frames, rows, columns), if they make this shape."""
+    if shape is None or tokens.ndim != 3 or tokens.shape[1] != prod(shape):
         return tokens
-    return tokens.unflatten(1, shape).movedim(-1, 1)  # (batch, channels, frames, rows, columns)
+    return tokens.unflatten(1, shape).movedim(-1, 1)
 
 
 def _as_tokens(picture: Tensor) -> Tensor:

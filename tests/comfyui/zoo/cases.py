@@ -45,6 +45,11 @@ STEPS_TO_HOLD_ALL = {("Cosmos 1", "FasterCache"): 12}
 EVERY = all_architectures()
 WITH_BLOCKS = [architecture for architecture in EVERY if architecture.chains]
 WITHOUT_BLOCKS = [architecture for architecture in EVERY if not architecture.chains]
+UNLIKE_EACH_OTHER = [  # two kinds of blocks, two streams, one, sound beside it, no axis of branches
+    architecture
+    for architecture in EVERY
+    if architecture.name in ("Flux", "Qwen-Image", "Wan 2.1 t2v", "LTX-2", "Cosmos 1", "MiniMax-H3")
+]
 EVERY_THIRD = EVERY[::3]
 EVERY_THIRD_WITH_BLOCKS = [architecture for architecture in EVERY_THIRD if architecture.chains]
 
