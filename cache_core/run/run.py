@@ -58,7 +58,7 @@ class CacheRun:
     ) -> None:
         on, self.report = begun(strategies, schedule)
         terms = Terms(on, schedule, ranks or Ranks(), methods or {}, on_blocks_left_out, cancels)
-        paths = Paths(LatentPath(denoise_mask), are_followed=any(strategy.trusts_schedule for strategy in on))
+        paths = Paths(LatentPath(denoise_mask), are_followed=bool(terms.trust_schedule))
         why = "; ".join(self.report.obstacles)
         budget = Budget(partial(terms.ranks.least, free), free_away)
         self.state = RunState(terms, Models(on, terms.methods), paths, self.report, budget=budget, why_computed=why)

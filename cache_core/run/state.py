@@ -75,6 +75,11 @@ class Terms:
         return self.ranks.group is None and not isinstance(error, passes) and not is_of_the_device(error)
 
     @cached_property
+    def trust_schedule(self) -> tuple[Strategy, ...]:
+        """The strategies that decide without a look at what is sampled."""
+        return tuple(strategy for strategy in self.strategies if strategy.trusts_schedule)
+
+    @cached_property
     def stand_in_for_calls(self) -> bool:
         """Whether a strategy stands in for the model or its blocks."""
         return any(strategy.stands_in_for_calls for strategy in self.strategies)
@@ -184,7 +189,7 @@ class RunState:
         self.why_computed = why
         left = tuple(strategy for strategy in self.terms.strategies if strategy not in aside)
         self.terms = replace(self.terms, strategies=left)
-        self.paths.are_followed = any(strategy.trusts_schedule for strategy in left)
+        self.paths.are_followed = bool(self.terms.trust_schedule)
         self.memories.forget_strategies(aside)
         self.leave_unrepaired()
 

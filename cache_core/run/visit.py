@@ -13,6 +13,7 @@ from torch import Tensor
 from ..model import Structure
 from ..strategy import COMPUTE, COMPUTE_ONLY, Features, Request, Site, Step, Strategy, relative_sums, same_layout
 from ..strategy.packed import Packed, away, bytes_packed, packed
+from .cost import cost_of_reuse
 from .memory import BlocksRan
 from .state import CallState
 from .worth import work_of
@@ -23,16 +24,16 @@ class BranchCall:
 
     def __init__(self, call: CallState, strategy: Strategy, site: Site, may_reuse: bool) -> None:
         self.strategy, self.site, self.may_reuse = strategy, site, may_reuse
-        self.schedule = call.run.terms.schedule
+        self._call, self.schedule = call, call.run.terms.schedule
         self.total = partial(call.run.terms.ranks.total, branches=call.contexts)
         self.note, self.reason, self.order = call.run.report.note, "nothing to reuse yet", 0
         self.measure: float | None = None
         self.threshold: float | None = None
-        self._call = call
+        self.cost_of_reuse = cost_of_reuse(call, strategy, site) if strategy.target_speedup else None
 
     @cached_property
     def step(self) -> Step:
-        if self.strategy.trusts_schedule:
+        if self.strategy in self._call.run.terms.trust_schedule:
             self._call.run.sampler_adds_noise(self._call.sigma)
         return self._call.sigma.step
 

@@ -6,7 +6,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any
 
 HIGHEST_FLOW_SIGMA = 1.5  # flow models end at 1, the others begin far above
@@ -93,6 +93,14 @@ class Schedule:
         return self.count
 
     @property
+    def way(self) -> tuple[float, ...] | None:
+        """The times of the run's steps and of its end, in order, where they are known when it begins.
+
+        Where sigmas turn round it is how far the run has come by then, with every turn.
+        """
+        return self.times
+
+    @property
     def share_of_range(self) -> float:
         """How much of the model's whole noise range this run covers, 1 being all of it."""
         first, last = (
@@ -134,6 +142,11 @@ class OpenSchedule(Schedule):
     @property
     def expected_count(self) -> int | None:
         return len(self._expected) - 1 if self._expected else None
+
+    @property
+    def way(self) -> tuple[float, ...] | None:
+        times = [self.time_of(sigma) for sigma in self._expected]
+        return tuple(accumulate((abs(b - a) for a, b in pairwise(times)), initial=0.0)) if times else None
 
     def step_at(self, sigma: float) -> Step:
         """The step that is on: another sigma than before begins the next. Lengths are not known and count as 1."""
