@@ -9,7 +9,7 @@ from typing import Any
 
 from .few_steps import MOST_FEW
 from .setting import counted, setting
-from .spacing import is_due, steps_between_turns, wished_steps
+from .spacing import WISHED_WARM_UP, is_due, steps_between_turns, wished_steps
 from .step import Schedule
 from .strategy import Call, Strategy
 
@@ -30,8 +30,8 @@ def target_speedup(decides: str) -> Any:
     return setting(
         0.0,
         f"Higher is faster and less faithful. How many times faster sampling is to be; 0 lets {decides} decide. So "
-        "many steps are computed as take that share of the model's work; what a skipped step costs is counted in. "
-        "Usual: 0; or 1.3 careful, 1.6 balanced, 2 fast.",
+        "many steps are computed as give that, and what a skipped step still costs is counted in. Where it can't be "
+        "reached, the report says what can. Usual: 0; or 1.3 careful, 1.6 balanced, 2 fast.",
         minimum=0.0,
         maximum=float(FASTEST),
         step=0.05,
@@ -71,7 +71,8 @@ def planned_steps(
 ) -> tuple[int, ...]:  # fmt: skip
     """The steps that are computed for this wish, those in `always` among them, spaced along "sigma" or along "steps".
 
-    At most `longest` in a row are left out. Of a run whose number of steps is not known: of those it has had so far.
+    The warm-up is longer than usual (`WISHED_WARM_UP`). At most `longest` in a row are left out. Of a run whose number
+    of steps is not known: of those it has had so far.
     """
     if (way := schedule.way) is None:
         turns = getattr(schedule, "turns", [0])
@@ -81,7 +82,7 @@ def planned_steps(
     count, way = len(way) - 1, way if spacing == "sigma" else tuple(map(float, range(len(way))))
     fewest = 0 if longest is None else count // (longest + 1)
     for computed in range(max(fewest, computed_count(count, speedup, cost)), count + 1):
-        steps = wished_steps(way, computed, warm_up, always)
+        steps = wished_steps(way, computed, max(warm_up, WISHED_WARM_UP), always)
         if longest is None or all(b - a - 1 <= longest for a, b in pairwise((*steps, count))):
             break
     return steps
