@@ -96,14 +96,12 @@ def is_wished(strategy: Strategy, call: Call, last: int) -> bool:
     planned = strategy.computed_steps(call.schedule, cost)
     if why := why_less(strategy.title, call.schedule, speedup, cost, planned):
         call.note(why)
-    if is_due(planned, call.step.index, last):
-        call.reason = f"planned for {speedup:g}x" if call.may_reuse else call.reason
-        return True
-    if not call.may_reuse:
+    is_planned = is_due(planned, call.step.index, last)
+    if call.may_reuse:
+        call.reason = f"{'planned' if is_planned else 'left out'} for {speedup:g}x"
+    elif call.step.index not in planned:
         call.note(NOT_PLANNED.format(speedup))
-    else:
-        call.reason = f"left out for {speedup:g}x"
-    return False
+    return is_planned
 
 
 def why_nothing_left(strategy: Strategy, schedule: Schedule) -> str:
