@@ -93,6 +93,11 @@ class Schedule:
         return self.count
 
     @property
+    def turns(self) -> list[int]:
+        """The steps with which sigmas begin to fall, or to rise, anew; the first is one."""
+        return [0]
+
+    @property
     def way(self) -> tuple[float, ...] | None:
         """The times of the run's steps and of its end, in order, where they are known when it begins.
 
@@ -161,7 +166,6 @@ class OpenSchedule(Schedule):
 
     @property
     def turns(self) -> list[int]:
-        """The steps with which sigmas begin to fall, or to rise, anew; the first is one."""
         turns, sigmas = [0], self._expected or self._reached
         for index in range(2, len(sigmas)):
             first, second, last = sigmas[turns[-1]], sigmas[turns[-1] + 1], sigmas[index - 1]

@@ -75,10 +75,8 @@ def planned_steps(
     of steps is not known: of those it has had so far.
     """
     if (way := schedule.way) is None:
-        turns = getattr(schedule, "turns", [0])
-        return steps_between_turns(schedule.count, turns, warm_up, _interval(speedup, cost))
-    turns = getattr(schedule, "turns", [0])[1:]
-    always = frozenset({*always, *turns, *(turn - 1 for turn in turns)})
+        return steps_between_turns(schedule.count, schedule.turns, warm_up, _interval(speedup, cost))
+    always = frozenset({*always, *(step for turn in schedule.turns[1:] for step in (turn - 1, turn))})
     count, way = len(way) - 1, way if spacing == "sigma" else tuple(map(float, range(len(way))))
     fewest = 0 if longest is None else count // (longest + 1)
     for computed in range(max(fewest, computed_count(count, speedup, cost)), count + 1):
