@@ -24,6 +24,7 @@ class Counter:
 
     def __init__(self) -> None:
         self.operations = 0  # so far
+        self.work: dict[str, int] = {}  # by name, what modules took of it
         self._attentions = 0  # how many of them are in it
 
     def watching(self, blocks: Mapping[str, nn.Module], methods: Mapping[str, str]) -> list[Hook]:
@@ -38,10 +39,21 @@ class Counter:
                     hooks[module] = Hook(module, around, method_of(module, methods))
         return list(hooks.values())
 
+    def noting(self, modules: Mapping[str, nn.Module], methods: Mapping[str, str]) -> list[Hook]:
+        """Hooks that note, by name, what each of these modules takes. Put them behind those that count."""
+        self.work.clear()
+        return [Hook(each, partial(self._noted, name), method_of(each, methods)) for name, each in modules.items()]
+
     def operation(self, forward: Forward, query: Tensor, key: Tensor, /, *args: Any, **kwargs: Any) -> Any:
         """Around one attention operation, forward(query, key, value, ...)."""
         self._attended([query], key.shape[-2])
         return forward(query, key, *args, **kwargs)
+
+    def _noted(self, name: str, forward: Forward, /, *args: Any, **kwargs: Any) -> Any:
+        before = self.operations
+        output = forward(*args, **kwargs)
+        self.work[name] = self.work.get(name, 0) + self.operations - before
+        return output
 
     def _layer(self, inputs: int, forward: Forward, /, *args: Any, **kwargs: Any) -> Any:
         output = forward(*args, **kwargs)

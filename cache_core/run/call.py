@@ -129,12 +129,21 @@ class ModelCall:
         return [Hook(block, partial(self._around_block, name), method_of(block, methods)) for name, block in blocks]
 
     def _counting(self) -> list[Hook]:
-        """Hooks that count, in the call that teaches, the work at sites that may not all fit.
+        """Hooks that count, in the call that teaches, the work at sites that may not all fit; for a wish all work.
 
         Not where something is compiled: they would be compiled with it.
         """
-        self._is_counting = any(map(self.run.terms.steps_in_at, SITES_OF)) and self.model.compilation.is_none
-        return self.model.counter.watching(self.model.sites.blocks, self.run.terms.methods) if self._is_counting else []
+        terms, counter, sites = self.run.terms, self.model.counter, self.model.sites
+        wish = any(strategy.target_speedup for strategy in terms.strategies)
+        self._is_counting = (wish or any(map(terms.steps_in_at, SITES_OF))) and self.model.compilation.is_none
+        if not self._is_counting:
+            return []
+        if not wish:
+            return counter.watching(sites.blocks, terms.methods)
+        whole = {"": self.model.module}
+        parts = {site.name: module for each in sites.of.values() for module, site in each}
+        noting = counter.noting({**whole, **sites.blocks, **parts}, terms.methods)
+        return [*counter.watching(whole, terms.methods), *noting]
 
     def _watching(self, ran: set[nn.Module]) -> list[Hook]:
         """Hooks that collect what runs, to see whether someone else answers the call."""

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from ..model import BlockPlan, Hook, Lesson, Stage, parts_of, rehearse
 from ..strategy import Strategy
+from .cost import note_work
 from .stack import keep_learned
 from .state import CallState
 from .visit import Visit
@@ -55,6 +56,8 @@ def learn(
             plan = _with_parts(plan, stage, call)
     plan = BlockPlan() if why_not else plan
     model.learn(plan)
+    if any(strategy.target_speedup for strategy in run.terms.strategies):
+        note_work(call)
     run.memories.forget_outside({name for chain in plan.chains for name in chain.names})
     run.report.blocks = str(plan)
     for note in plan.notes if plan.chains else (*plan.notes, NO_CHAIN):

@@ -39,6 +39,8 @@ class KnownModel:
         blocks = ((f"{name}.{key}", block) for name, members in lists for key, block in members.items())
         self.sites = ModelSites(blocks, strategies)
         self._strategies, self._lessons = strategies, 0
+        self.shares: dict[str, float] = {}  # of its work, of what may be left out, by name; known once it is learned
+        self.costs: dict[Strategy, float] = {}  # of a call in which a strategy reuses
 
     def learn(self, plan: BlockPlan) -> None:
         """These are its chains."""

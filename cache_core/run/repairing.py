@@ -8,12 +8,11 @@ import torch
 from torch import Tensor
 
 from ..strategy import Schedule, Strategy, is_same
-from ..strategy.repairing import OFF
+from ..strategy.repairing import OFF, UNREPAIRED
 from .reading import SigmaReading
 from .repair import Repair, with_fix
 from .state import RunState
 
-UNREPAIRED = "gaps between computed steps are not repaired: {}"
 NOT_EULER = "the sampler does not step as Euler's method does"
 BESIDE = "another cache works beside this one"
 NOT_FALLING = "the noise does not only fall in this run"

@@ -23,7 +23,7 @@ from .ranks import Ranks
 from .reading import SigmaReading
 from .recording import record
 from .repairing import CANNOT, UNREPAIRED, repaired
-from .state import CallState, Names, RunState, Terms
+from .state import CallState, RunState, Terms
 from .telling import telling
 from .visit import Visit
 
@@ -58,7 +58,7 @@ class CacheRun:
     ) -> None:
         on, self.report = begun(strategies, schedule)
         terms = Terms(on, schedule, ranks or Ranks(), methods or {}, on_blocks_left_out, cancels)
-        paths = Paths(LatentPath(denoise_mask), are_followed=any(strategy.trusts_schedule for strategy in on))
+        paths = Paths(LatentPath(denoise_mask), are_followed=bool(terms.trust_schedule))
         why = "; ".join(self.report.obstacles)
         budget = Budget(partial(terms.ranks.least, free), free_away)
         self.state = RunState(terms, Models(on, terms.methods), paths, self.report, budget=budget, why_computed=why)
@@ -175,7 +175,7 @@ class CacheRun:
         """Drop everything kept. The report stays."""
         self.state.free()
 
-    def _new_call(self, model: KnownModel, sigma: Tensor, contexts: Sequence[Hashable], names: Names) -> CallState:
+    def _new_call(self, model: KnownModel, sigma: Tensor, contexts: Sequence[Hashable], names: Sequence) -> CallState:
         state = self.state
         with self._lock:
             if not state.is_evaluating:

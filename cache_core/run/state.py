@@ -29,7 +29,6 @@ ALL_PROMPTS = (
     "the negative prompt runs in every step from here on: another node answers model calls, as a cache does, and may "
     "keep one output for both prompts"
 )
-Names = tuple[str, ...]
 NO_MEMORY = "memory ran out, so what was kept is dropped, and {} computes everything from here on"
 
 
@@ -74,6 +73,11 @@ class Terms:
         """Whether it says something of what was asked: no cancel does, and no failure of the device."""
         passes = (*self.cancels, AnotherStep)
         return self.ranks.group is None and not isinstance(error, passes) and not is_of_the_device(error)
+
+    @cached_property
+    def trust_schedule(self) -> tuple[Strategy, ...]:
+        """The strategies that decide without a look at what is sampled."""
+        return tuple(strategy for strategy in self.strategies if strategy.trusts_schedule)
 
     @cached_property
     def stand_in_for_calls(self) -> bool:
@@ -183,9 +187,8 @@ class RunState:
 
     def _go_on_without(self, aside: Collection[Strategy], why: str) -> None:
         self.why_computed = why
-        left = tuple(strategy for strategy in self.terms.strategies if strategy not in aside)
-        self.terms = replace(self.terms, strategies=left)
-        self.paths.are_followed = any(strategy.trusts_schedule for strategy in left)
+        self.terms = replace(self.terms, strategies=tuple(each for each in self.terms.strategies if each not in aside))
+        self.paths.are_followed = bool(self.terms.trust_schedule)
         self.memories.forget_strategies(aside)
         self.leave_unrepaired()
 
@@ -209,4 +212,4 @@ class CallState:
     contexts: tuple[Hashable, ...]  # the branches' keys
     evaluation: Evaluation
     watch: Stopwatch
-    labels: Names  # what the report calls the branches
+    labels: tuple[str, ...]  # what the report calls the branches

@@ -13,27 +13,26 @@ from torch import Tensor
 from ..model import Structure
 from ..strategy import COMPUTE, COMPUTE_ONLY, Features, Request, Site, Step, Strategy, relative_sums, same_layout
 from ..strategy.packed import Packed, bytes_packed
+from .cost import cost_of_reuse
 from .memory import BlocksRan
-from .state import CallState, Names
+from .state import CallState
 from .worth import work_of
 
 
 class BranchCall:
     """See `strategy.Call`. `labels` are the branch's, or those of several that can't be told apart."""
 
-    def __init__(self, call: CallState, strategy: Strategy, site: Site, may_reuse: bool, labels: Names) -> None:
+    def __init__(self, call: CallState, strategy: Strategy, site: Site, may_reuse: bool, labels: Sequence[str]) -> None:
         self.strategy, self.site, self.may_reuse = strategy, site, may_reuse
-        self.schedule = call.run.terms.schedule
+        self._call, self._labels, self.schedule = call, labels, call.run.terms.schedule
         self.total = partial(call.run.terms.ranks.total, branches=call.contexts)
         self.note, self.reason, self.order = call.run.report.note, "nothing to reuse yet", 0
-        self.measure: float | None = None
-        self.threshold: float | None = None
-        self.serves_until: int | None = None
-        self._call, self._labels = call, labels
+        self.measure = self.threshold = self.serves_until = None
+        self.cost_of_reuse = cost_of_reuse(call, strategy, site) if strategy.target_speedup else None
 
     @cached_property
     def step(self) -> Step:
-        if self.strategy.trusts_schedule:
+        if self.strategy in self._call.run.terms.trust_schedule:
             self._call.run.sampler_adds_noise(self._call.sigma)
         return self._call.sigma.step
 
@@ -190,7 +189,7 @@ class Visit:
         return answers[0] if len(answers) == 1 else tuple(map(torch.cat, zip(*answers)))
 
     @property
-    def _labels(self) -> list[Names]:
+    def _labels(self) -> list[tuple[str, ...]]:
         """The names of each branch; of all, where they are taken as one."""
         labels, count = self.call.labels, len(self.contexts)
         return [(label,) for label in labels] if len(labels) == count else [labels if count == 1 else ()] * count

@@ -7,13 +7,15 @@ from math import sqrt
 
 from torch import Tensor
 
-from ..strategy.few_steps import CHOICES, DRAFT, MOST_FEW, USUAL
+from ..strategy import percents
+from ..strategy.few_steps import CHOICES, DRAFT, MOST_FEW, USUAL, are_few
 from ..strategy.forecast import History, safe_weights, safe_weights_on_device
-from ..strategy.repairing import repair
+from ..strategy.repairing import repair, why_too_long
 from ..strategy.setting import setting, sizes
 from ..strategy.step import Schedule
 from ..strategy.strategy import COMPUTE, COMPUTE_ONLY, FIRST_BLOCK, Around, Call, Site, Strategy
 from ..strategy.tensors import Features, bytes_of, relative_change, worst_change
+from ..strategy.wish import TOO_FEW, contradiction_of, is_wished, planned_steps, target_speedup, why_nothing_left
 
 GUARDS = MEAN, WORST_FRAME = ("mean", "worst frame")
 
@@ -30,6 +32,7 @@ class FirstBlockState:
     rest: History  # what the other blocks added
     hits: int = 0  # reused calls since the last computed one
     drift: float = 0.0  # how far off the first block was in these, added up
+    step: int = -1  # the last computed one, by its index
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,6 @@ class FirstBlockCache(Strategy):
     source = "ParaAttention; TeaCache, arXiv 2411.19108"
     aliases = ("FBCache", "FBC", "WaveSpeed", "ParaAttention", "TeaCache", "EasyCache", "DBCache", "cache-dit")
     levels = ("model",)
-    trusts_schedule = False
     tests_first_block = True
     adds_up = True  # how far off the first block is, over reused calls in a row
 
@@ -63,13 +65,15 @@ class FirstBlockCache(Strategy):
 
     def around(self, call: Call, state: FirstBlockState) -> Around:
         tested = yield FIRST_BLOCK
-        if call.may_reuse and self._is_as_expected(call, tested, state) and len(state.rest):
-            weights = safe_weights(state.rest.nodes, call.step.time, self.max_order)
+        if self._may_stand_in(call, tested, state) and len(state.rest):
+            order = 0 if self.target_speedup and call.adds_noise else self.max_order
+            weights = safe_weights(state.rest.nodes, call.step.time, order)
             call.order = len(weights) - 1
             return state.rest.combined(weights)
-        if not self._may_serve(call):
+        if not percents.may_serve(self, call.schedule, call.step, kept=self.max_order + 1):
             state.first.add(call.step.time, tested)  # little, and what changes is told outside the window too
             state.rest, state.hits, state.drift = History(self.max_order + 1), 0, 0.0
+            state.step = call.step.index
             yield COMPUTE_ONLY
             return
         state.first.make_room(call.step.time)
@@ -77,7 +81,21 @@ class FirstBlockCache(Strategy):
         rest = yield COMPUTE
         state.first.add(call.step.time, tested)
         state.rest.add(call.step.time, rest)
-        state.hits, state.drift = 0, 0.0
+        state.hits, state.drift, state.step = 0, 0.0, call.step.index
+
+    def _may_stand_in(self, call: Call, tested: Features, state: FirstBlockState) -> bool:
+        if not self._plans(call.schedule):
+            if self.target_speedup:
+                call.note(TOO_FEW)
+            return call.may_reuse and self._is_as_expected(call, tested, state)
+        if is_wished(self, call, state.step) or not call.may_reuse:
+            return False
+        is_outside = not percents.is_between(self, call.schedule, call.step)
+        if is_outside or state.hits == self.max_consecutive_cache_hits:  # not planned where the schedule is not known
+            call.reason = percents.OUTSIDE if is_outside else f"{state.hits} reused in a row"
+            return False
+        state.hits += 1
+        return True
 
     def _is_as_expected(self, call: Call, tested: Features, state: FirstBlockState) -> bool:
         def change(time: Tensor) -> Tensor:
@@ -91,7 +109,7 @@ class FirstBlockCache(Strategy):
         drift = state.drift + changed * far if self.adds_up else changed
         call.measure, call.threshold = drift, self.residual_diff_threshold
         if not call.schedule.is_within(call.step, self.start_percent, self.end_percent):
-            call.reason = "outside start_percent to end_percent"
+            call.reason = percents.OUTSIDE
         elif state.hits == self.max_consecutive_cache_hits:
             call.reason = f"{state.hits} reused in a row"
         elif not (changed > 0 and drift < self.residual_diff_threshold):  # NaN, or no change at all: tells nothing
@@ -102,36 +120,42 @@ class FirstBlockCache(Strategy):
             return True
         return False
 
-    def _may_serve(self, call: Call) -> bool:
-        """Whether what this step gives may be of use in it, or in as many of the next as it is kept for."""
-        step, schedule, kept = call.step, call.schedule, self.max_order + 1
-        if schedule.is_open:
-            return True
-        following = map(schedule.step_at, schedule.sigmas[step.index + 1 : min(step.index + 1 + kept, schedule.count)])
-        return any(schedule.is_within(each, self.start_percent, self.end_percent) for each in (step, *following))
+    def _plans(self, schedule: Schedule) -> bool:
+        """Whether the wish decides; in runs of few steps the threshold does, for each of those changes much."""
+        return bool(self.target_speedup) and not are_few(schedule)
 
     @property
     def tests_parts(self) -> bool:
         return self.guard != MEAN
 
     @property
+    def trusts_schedule(self) -> bool:
+        return bool(self.target_speedup)
+
+    @property
     def is_off(self) -> bool:
-        return self.residual_diff_threshold == 0 or self.max_consecutive_cache_hits == 0
+        wish = self.target_speedup
+        never = wish == 1 if wish else self.residual_diff_threshold == 0
+        return never or self.max_consecutive_cache_hits == 0
+
+    def computed_steps(self, schedule: Schedule, cost: float = 0.0) -> tuple[int, ...]:
+        if not self._plans(schedule):
+            return ()
+        always = percents.steps_outside(self, schedule)
+        longest = None if self.max_consecutive_cache_hits < 0 else self.max_consecutive_cache_hits
+        return planned_steps(schedule, self.target_speedup, cost, always=always, longest=longest)
 
     def obstacle(self, schedule: Schedule) -> str:
-        steps = (schedule.step_at(sigma) for sigma in schedule.sigmas[1 : schedule.count])
-        if any(schedule.is_within(step, self.start_percent, self.end_percent) for step in steps):
-            return ""
-        return "no step after the first is within start_percent to end_percent"
+        none_left = why_nothing_left(self, schedule) if self._plans(schedule) else ""
+        return percents.none_between(self, schedule) or none_left
 
     @property
     def contradiction(self) -> str:
-        if self.start_percent <= self.end_percent:
-            return ""
-        told = f"start_percent {self.start_percent:g} is after end_percent {self.end_percent:g}"
-        return f"{told}: lower the one or raise the other"
+        return percents.wrong_way_round(self) or contradiction_of(self.target_speedup)
 
-    def why_unrepaired(self, schedule: Schedule) -> str:
+    def why_unrepaired(self, schedule: Schedule, cost: float = 0.0) -> str:
+        if self._plans(schedule):
+            return why_too_long(schedule, self.computed_steps(schedule, cost))
         return TOO_HIGH if self.residual_diff_threshold > HIGHEST_REPAIRED else ""
 
     # The settings, and what a user reads of them
@@ -146,22 +170,8 @@ class FirstBlockCache(Strategy):
         step=0.005,
         is_first=True,
     )
-    start_percent: float = setting(
-        0.0,
-        "Higher is slower and keeps the composition closer to that of the uncached picture. Reuse only after this "
-        "share of the sampling. Usual: 0 to 0.3.",
-        minimum=0.0,
-        maximum=1.0,
-        step=0.01,
-    )
-    end_percent: float = setting(
-        1.0,
-        "Lower is slower and computes more of the last, detail-making steps in full. Reuse only before this share of "
-        "the sampling. Usual: 0.8 to 1.",
-        minimum=0.0,
-        maximum=1.0,
-        step=0.01,
-    )
+    start_percent: float = percents.start_percent()
+    end_percent: float = percents.end_percent()
     max_consecutive_cache_hits: int = setting(
         -1,
         "Lower is slower and more faithful. Compute after this many reused steps in a row, whatever the change. Usual: "
@@ -192,3 +202,4 @@ class FirstBlockCache(Strategy):
         is_optional=True,
     )
     repair: str = repair()
+    target_speedup: float = target_speedup("residual_diff_threshold")

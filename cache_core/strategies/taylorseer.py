@@ -10,11 +10,12 @@ from ..strategy.few_steps import few_steps
 from ..strategy.forecast import History, recursion_weights, safe_weights
 from ..strategy.packed import cache_device
 from ..strategy.repairing import repair, why_too_long
-from ..strategy.setting import check_dtype, check_expressions, counted, fits, memory_limit, setting
-from ..strategy.spacing import nothing_between, published_steps, sigma_spaced_steps, steps_between_turns
-from ..strategy.step import OpenSchedule, Schedule, Step
+from ..strategy.setting import as_expressions, check_dtype, fits, memory_limit, setting
+from ..strategy.spacing import is_due, nothing_between, spacing, steps_at_interval, too_few
+from ..strategy.step import Schedule, Step
 from ..strategy.strategy import COMPUTE, COMPUTE_ONLY, Around, Call, Level, Site, Strategy
 from ..strategy.tensors import Features
+from ..strategy.wish import contradiction_of, is_wished, planned_steps, target_speedup, why_nothing_left
 
 NOISE_IS_ADDED = (
     "the sampler moves the latent in ways that the model's predictions do not explain (it adds noise, say), so "
@@ -73,8 +74,10 @@ class TaylorSeerCache(Strategy):
         return self.taylor_factors_dtype
 
     def _computes(self, call: Call, state: TaylorSeerState) -> bool:
-        step, planned = call.step, self.computed_steps(call.schedule)
-        is_planned = step.index in planned or any(state.step < index < step.index for index in planned)  # or overdue
+        step = call.step
+        if self.target_speedup:
+            return is_wished(self, call, state.step)
+        is_planned = is_due(self.computed_steps(call.schedule), step.index, state.step)
         if is_planned and not state.outputs.has(self._node(step)):
             call.reason = f"planned by warm-up {self.disable_cache_before_step} and interval {self.cache_interval}"
             return True
@@ -93,14 +96,12 @@ class TaylorSeerCache(Strategy):
     def _node(self, step: Step) -> float:
         return step.time if self.weights == "sigma" else float(step.index)
 
-    def computed_steps(self, schedule: Schedule) -> tuple[int, ...]:
-        """The steps computed because of warm-up and interval."""
-        warm_up, interval = self.disable_cache_before_step, self.cache_interval
-        if isinstance(schedule, OpenSchedule):
-            return steps_between_turns(schedule.count, schedule.turns, warm_up, interval)
-        if self.spacing == "steps":
-            return published_steps(schedule.count, warm_up, interval)
-        return sigma_spaced_steps(schedule.times, warm_up, interval)
+    def computed_steps(self, schedule: Schedule, cost: float = 0.0) -> tuple[int, ...]:
+        """The steps computed because of warm-up and interval, or of the wish."""
+        before, along = self.disable_cache_before_step, self.spacing
+        if self.target_speedup:
+            return planned_steps(schedule, self.target_speedup, cost, before, self._late(schedule), spacing=along)
+        return steps_at_interval(schedule, before, self.cache_interval, along)
 
     @property
     def levels(self) -> tuple[Level, ...]:
@@ -115,22 +116,26 @@ class TaylorSeerCache(Strategy):
 
     @property
     def is_off(self) -> bool:
-        return self.cache_interval == 1
+        return self.target_speedup == 1 if self.target_speedup else self.cache_interval == 1
 
     def obstacle(self, schedule: Schedule) -> str:
+        before, after = self.disable_cache_before_step, self.disable_cache_after_step
+        if self.target_speedup or len(self._computed(schedule)) < schedule.count:
+            return why_nothing_left(self, schedule)
         if len(self.computed_steps(schedule)) < schedule.count:
-            before, after = self.disable_cache_before_step, self.disable_cache_after_step
-            return "" if len(self._computed(schedule)) < schedule.count else nothing_between(before, after)
-        warm_up = f"warm-up {self.disable_cache_before_step} and interval {self.cache_interval}"
-        return f"{counted(schedule.count, 'step')} {'is' if schedule.count == 1 else 'are'} too few for {warm_up}"
+            return nothing_between(before, after)
+        return too_few(schedule.count, before, self.cache_interval)
 
-    def _computed(self, schedule: Schedule) -> set[int]:
-        late = self.disable_cache_after_step
-        return {*self.computed_steps(schedule), *(range(late, schedule.count) if late >= 0 else ())}
+    def _late(self, schedule: Schedule) -> range:
+        late, count = self.disable_cache_after_step, schedule.expected_count or schedule.count
+        return range(late, count) if late >= 0 else range(0)
 
-    def why_unrepaired(self, schedule: Schedule) -> str:
-        is_known = self.cache_level in ("output", "model")
-        return why_too_long(schedule, self._computed(schedule)) if is_known else f"cache_level is {self.cache_level}"
+    def _computed(self, schedule: Schedule, cost: float = 0.0) -> set[int]:
+        return {*self.computed_steps(schedule, cost), *self._late(schedule)}
+
+    def why_unrepaired(self, schedule: Schedule, cost: float = 0.0) -> str:
+        told = "" if self.cache_level in ("output", "model") else f"cache_level is {self.cache_level}"
+        return told or why_too_long(schedule, self._computed(schedule, cost))
 
     def forecast_from(self, state: TaylorSeerState) -> History:
         return state.outputs
@@ -138,14 +143,13 @@ class TaylorSeerCache(Strategy):
     @property
     def contradiction(self) -> str:
         before, after = self.disable_cache_before_step, self.disable_cache_after_step
-        return nothing_between(before, after) if 0 <= after <= before else ""
+        told = nothing_between(before, after) if 0 <= after <= before else ""
+        return contradiction_of(self.target_speedup) or told
 
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("cache_identifiers", "skip_predict_identifiers"):
-            expressions = getattr(self, name)
-            check_expressions(self.title, name, expressions)
-            object.__setattr__(self, name, None if expressions is None else tuple(expressions))
+            object.__setattr__(self, name, as_expressions(self.title, name, getattr(self, name)))
         check_dtype(self.title, "taylor_factors_dtype", self.taylor_factors_dtype)
 
     # The settings, and what a user reads of them
@@ -188,16 +192,12 @@ class TaylorSeerCache(Strategy):
         "Usual: 'output'.",
         choices=("output", "model", "block", "module"),
     )
-    spacing: str = setting(
-        "sigma",
-        "Where the computed steps are. 'sigma': evenly along the noise level, right for schedules with a shift. "
-        "'steps': every so many steps, as published. Usual: 'sigma'.",
-        choices=("sigma", "steps"),
-    )
+    spacing: str = spacing()
     memory_limit_gb: float = memory_limit("blocks or modules", 2, "3/3", "6/12", "50/150", "115/346", "38/77")
     few_steps: str = few_steps()
     cache_device: str = cache_device("blocks or modules")
     repair: str = repair()
+    target_speedup: float = target_speedup("cache_interval")
     weights: str = setting(
         "sigma",
         "'sigma': the polynomial through the stored outputs at their real sigmas. 'recursion': as published, in steps.",

@@ -12,6 +12,7 @@ from .step import Schedule
 OFF, ON = CHOICES = ("off", "on")
 DEFAULT = OFF  # the one line to change
 LONGEST_GAP = 0.14  # of the noise range: up to .134 the demo gained by repair, from .15 on it did not, or lost
+UNREPAIRED = "gaps between computed steps are not repaired: {}"
 TOO_LONG = "computed steps are too far apart"
 
 

@@ -75,10 +75,10 @@ def check(title: str, name: str, value: Any, default: Any, allowed: Any) -> None
         raise ValueError(f"{told}. Set it to{whole or ' a number'} between {low:g} and {high:g}.")
 
 
-def check_expressions(title: str, name: str, expressions: object) -> None:
-    """Raise ValueError for what is no tuple of regular expressions, and not None."""
+def as_expressions(title: str, name: str, expressions: Any) -> tuple[str, ...] | None:
+    """These as a tuple. Raises ValueError for what are no regular expressions, and not None."""
     if expressions is None:
-        return
+        return None
     if not isinstance(expressions, (tuple, list)) or not all(isinstance(item, str) for item in expressions):
         raise ValueError(f"{title}: {name} is {expressions!r}. Set it to a tuple of regular expressions, or to None.")
     for expression in expressions:
@@ -89,6 +89,7 @@ def check_expressions(title: str, name: str, expressions: object) -> None:
                 f"{title}: {name} holds {expression!r}, which is no regular expression ({error}). "
                 f"Escape its special characters."
             ) from None
+    return tuple(expressions)
 
 
 def fits(name: str, expressions: tuple[str, ...]) -> bool:

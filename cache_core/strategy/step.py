@@ -6,7 +6,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any
 
 HIGHEST_FLOW_SIGMA = 1.5  # flow models end at 1, the others begin far above
@@ -93,6 +93,19 @@ class Schedule:
         return self.count
 
     @property
+    def turns(self) -> list[int]:
+        """The steps with which sigmas begin to fall, or to rise, anew; the first is one."""
+        return [0]
+
+    @property
+    def way(self) -> tuple[float, ...] | None:
+        """The times of the run's steps and of its end, in order, where they are known when it begins.
+
+        Where sigmas turn round it is how far the run has come by then, with every turn.
+        """
+        return self.times
+
+    @property
     def share_of_range(self) -> float:
         """How much of the model's whole noise range this run covers, 1 being all of it."""
         first, last = (
@@ -140,6 +153,11 @@ class OpenSchedule(Schedule):
     def expected_count(self) -> int | None:
         return len(self._expected) - 1 if self._expected else None
 
+    @property
+    def way(self) -> tuple[float, ...] | None:
+        times = [self.time_of(sigma) for sigma in self._expected]
+        return tuple(accumulate((abs(b - a) for a, b in pairwise(times)), initial=0.0)) if times else None
+
     def step_at(self, sigma: float) -> Step:
         """The step that is on: another sigma than before begins the next. Lengths are not known and count as 1."""
         if not self._reached or not is_same(sigma, self._reached[-1]):
@@ -153,7 +171,6 @@ class OpenSchedule(Schedule):
 
     @property
     def turns(self) -> list[int]:
-        """The steps with which sigmas begin to fall, or to rise, anew; the first is one."""
         turns, sigmas = [0], self._expected or self._reached
         for index in range(2, len(sigmas)):
             first, second, last = sigmas[turns[-1]], sigmas[turns[-1] + 1], sigmas[index - 1]

@@ -53,8 +53,9 @@ class Request(Enum):
     COMPUTE_ONLY = "compute only"
 
 
-FIRST_BLOCK = Request.FIRST_BLOCK  # level model: the first block; answered with what it adds to some of the main stream
-# and, where the strategy `tests_parts`, to some of each part of the latent
+FIRST_BLOCK = (
+    Request.FIRST_BLOCK
+)  # level model: answered with what it adds to some tokens, of parts too if it `tests_parts`
 CONDITIONAL = Request.CONDITIONAL  # level guidance only: the prediction with the prompt; answered with it
 COMPUTE = Request.COMPUTE  # all of the site that is not computed yet; answered with its features
 COMPUTE_ONLY = Request.COMPUTE_ONLY  # the same where none of it can be reused: no copy is made, and there is no answer
@@ -87,6 +88,7 @@ class Call(Protocol):
     measure: float | None  # what was compared with a threshold, for the report; set by the strategy
     threshold: float | None  # what it was compared with, likewise
     order: int  # of the forecast that stands in, for the report; 0 is reuse; set by the strategy
+    cost_of_reuse: float | None  # work of a call that reuses, of a computed one; None until the model's is counted
 
     @property
     def step(self) -> Step:
@@ -123,6 +125,7 @@ class Strategy:
     memory_limit_gb = 0.0  # GiB that it may hold; not annotated, for strategies that can hold much make a setting of it
     cache_device, cache_dtype = GPU, AS_COMPUTED  # where what it keeps lives, and in which form; likewise
     few_steps = DRAFT  # what to do in runs of few steps; a setting where it matters
+    target_speedup = 0.0  # how many times faster a run is to be; 0: nobody says; a setting where plans can be made
     repair = OFF  # whether gaps between computed steps are repaired; a setting where that is known to help
 
     @property
@@ -154,6 +157,13 @@ class Strategy:
         """Why these settings can reuse nothing on this schedule, in words to follow "0 reused: "; "" if they can."""
         return ""
 
+    def computed_steps(self, schedule: Schedule, cost: float = 0.0) -> tuple[int, ...]:
+        """The steps that are computed whatever is measured; with `target_speedup` the others are not.
+
+        `cost` is that of a reused call (`Call.cost_of_reuse`).
+        """
+        return ()
+
     def why_resting(self, schedule: Schedule) -> str:
         """Why it is left out of a run on this schedule: its settings, or that there are few steps; "" if it is not."""
         if self.contradiction:
@@ -163,8 +173,8 @@ class Strategy:
         shown = {each.name for each in fields(self) if each.metadata.get("shown")}
         return why_few(self.title, schedule, "few_steps" in shown)
 
-    def why_unrepaired(self, schedule: Schedule) -> str:
-        """Why gaps that these settings make on this schedule are not repaired, in a few words; "" if they are."""
+    def why_unrepaired(self, schedule: Schedule, cost: float = 0.0) -> str:
+        """Why gaps between computed steps are not repaired, in a few words; "" if they are. `cost` as above."""
         return ""
 
     def forecast_from(self, state: Any) -> History | None:

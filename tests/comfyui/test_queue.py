@@ -26,7 +26,7 @@ LATER = {  # optional, so that prompts saved before there were these still run
     "few_steps": ("compute all", ["compute all", "draft"]),
     "cache_device": ("auto", ["auto", "gpu", "cpu"]),
 }
-REPAIR = {"repair": ("off", ["off", "on"])}
+LAST = {"repair": ("off", ["off", "on"]), "target_speedup": (0.0, 0.0, 5.0)}
 OF_ATTENTION = {"cache_dtype": ("as computed", ["as computed", "bfloat16", "8 bit"])}
 INPUTS = {  # name: (default, minimum, maximum) or (default, choices); saved workflows depend on the order
     "RefrainFirstBlockCache": {
@@ -36,7 +36,7 @@ INPUTS = {  # name: (default, minimum, maximum) or (default, choices); saved wor
         "max_consecutive_cache_hits": (-1, -1, 100),
         "max_order": (1, 0, 3),
         "guard": ("mean", ["mean", "worst frame"]),
-        **REPAIR,
+        **LAST,
     },
     "RefrainTaylorSeerCache": {
         "cache_interval": (3, 1, 20),
@@ -46,7 +46,7 @@ INPUTS = {  # name: (default, minimum, maximum) or (default, choices); saved wor
         "cache_level": ("output", LEVELS),
         "spacing": ("sigma", SPACINGS),
         **LATER,
-        **REPAIR,
+        **LAST,
     },
     "RefrainPyramidAttentionBroadcast": {
         "spatial_attention_block_skip_range": (2, 1, 20),

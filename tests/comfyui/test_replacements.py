@@ -31,6 +31,7 @@ CASES = {
                 "max_order": 1,
                 "guard": "mean",
                 "repair": "off",
+                "target_speedup": 0.0,
             },
         )
         for old, settings in {
@@ -55,6 +56,7 @@ CASES = {
             "max_order": 1,
             "guard": "mean",
             "repair": "off",
+            "target_speedup": 0.0,
         },
     ),
     **{
@@ -73,6 +75,7 @@ CASES = {
                 "few_steps": "compute all",
                 "cache_device": "auto",
                 "repair": "off",
+                "target_speedup": 0.0,
             },
         )
         for old in ("TaylorSeer", "TaylorSeerLite")

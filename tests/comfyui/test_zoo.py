@@ -19,6 +19,7 @@ from zoo.table import Row, rows_in, written
 from zoo.wan import frame_by_frame
 
 from cache_core.strategies import all_strategies
+from cache_core.strategies.first_block import FirstBlockCache
 from cache_core.strategies.taylorseer import TaylorSeerCache
 
 MODELS = Path(__file__).parents[2] / "docs" / "models.md"
@@ -99,6 +100,16 @@ def test_it_reuses(refined):
 def test_reuse_changes_the_latent_and_keeps_it_finite(refined):
     assert refined.cached.is_finite
     assert not equal(refined.cached.latent, refined.plain.latent)
+
+
+@for_each(cases.EVERY_THIRD_WITH_BLOCKS)
+def test_a_wished_speed_up_is_met_whatever_the_model_does_around_its_blocks(specimen):
+    plain = specimen.sampled(None, steps=12)
+    for strategy in (TaylorSeerCache(cache_level="model", target_speedup=1.5), FirstBlockCache(target_speedup=1.3)):
+        run = specimen.sampled(strategy, steps=12)
+        assert run.report.count("reused", "forecast") > 0 and run.is_finite
+        # half a step of twelve, and the rehearsal of tiny models, which are to a large part what is around their blocks
+        assert abs(run.flops / plain.flops - 1 / strategy.target_speedup) < 0.1
 
 
 @for_each_case("refined", cases.REUSING)

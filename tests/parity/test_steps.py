@@ -105,6 +105,23 @@ def test_a_step_is_what_its_scheduler_says(way, pass_scheduler):
         assert [call.step.index for call in report.calls[::2]] == list(range(count))
 
 
+@pytest.mark.parametrize("way", ["EDM", "Flux", "inversion"])
+@pytest.mark.parametrize("level", ["output", "model"])
+def test_a_wished_speed_up_is_exact_with_a_scheduler_and_approached_without(way, level):
+    wish = TaylorSeerCache(target_speedup=1.5, cache_level=level)
+    (scheduler, told), told_of = (WAYS[way][0](), WAYS[way][1]), "is not known in advance, so target_speedup 1.5"
+    count = len(scheduler.timesteps)
+    for pass_scheduler in (True, False):
+        report = sampled(wish, scheduler, told, pass_scheduler=pass_scheduler)
+        computed = {call.step.index for call in report.calls if call.action == "computed"}
+        assert any(told_of in note for note in report.notes) != pass_scheduler
+        if pass_scheduler:
+            assert len(computed) == round(count / 1.5) if level == "output" else len(computed) < count / 1.5 + 1
+            assert {0, count - 1} <= computed
+            scheduler = WAYS[way][0]()
+        assert 0.15 * count < report.count("reused", "forecast") / 2 < 0.5 * count
+
+
 @pytest.mark.parametrize("way", ["EDM", "Z-Image", "Flux", "TrigFlow"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_run_that_begins_late_is_read_likewise(way, dtype):

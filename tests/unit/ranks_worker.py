@@ -84,7 +84,8 @@ def jobs(rank, world):
     group, first_block = dist.group.WORLD, FirstBlockCache(residual_diff_threshold=0.05)
     latent = torch.randn(1, TOKENS, C, generator=torch.Generator().manual_seed(1)) * torch.arange(TOKENS)[:, None]
     mine = latent.tensor_split(world, 1)[rank]
-    for name, strategy in (("first block", first_block), ("stack", TaylorSeerCache(cache_level="model"))):
+    pairs = (("first block", first_block), ("stack", TaylorSeerCache(cache_level="model")))
+    for name, strategy in (*pairs, ("wished", FirstBlockCache(target_speedup=1.6))):
         spread, part = sample(strategy, mine, True, group)
         expected, picture = alone(strategy, latent)
         yield name, {**spread, "expected": expected, "error": float((whole(part) - picture).norm() / picture.norm())}

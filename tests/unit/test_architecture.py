@@ -201,6 +201,7 @@ STOREYS = [
     {"alike", "reading", "budget"},
     {"evaluation"},
     {"state"},
+    {"cost"},
     {"visit", "going_on", "repairing"},
     {"stack", "sites", "guidance", "recording"},
     {"learning"},

@@ -38,6 +38,8 @@ ON = [
     *(TaylorSeerCache(cache_interval=2, cache_level=level) for level in ("output", "model", "block", "module")),
     TaylorSeerCache(cache_level="module", max_order=0, taylor_factors_dtype=torch.bfloat16),
     TaylorSeerCache(spacing="steps", weights="recursion", max_order=2),
+    FirstBlockCache(target_speedup=1.6),
+    TaylorSeerCache(target_speedup=2.0, cache_level="model"),
     PyramidAttentionBroadcast(),
     PyramidAttentionBroadcast(spatial_attention_block_skip_range=4, spatial_attention_timestep_skip_end=1001),
     FasterCache(),
@@ -49,6 +51,8 @@ OFF = [
     FirstBlockCache(max_consecutive_cache_hits=0),
     TaylorSeerCache(cache_interval=1),
     TaylorSeerCache(cache_interval=1, cache_level="module"),
+    TaylorSeerCache(target_speedup=1.0),
+    FirstBlockCache(target_speedup=1.0),
     PyramidAttentionBroadcast(spatial_attention_block_skip_range=1),
     FasterCache(spatial_attention_block_skip_range=1, unconditional_batch_skip_range=1),
 ]

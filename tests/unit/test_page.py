@@ -18,6 +18,7 @@ from cache_core.strategies.faster_cache import FasterCache
 from cache_core.strategies.first_block import FirstBlockCache
 from cache_core.strategies.pyramid_attention import PyramidAttentionBroadcast
 from cache_core.strategies.taylorseer import TaylorSeerCache
+from cache_core.strategy.wish import NOT_KNOWN, NOT_PLANNED, TOO_FEW, why_less
 
 SCRIPTS = Path(__file__).parents[2] / "web" / "js"
 NODE = shutil.which("node")
@@ -269,6 +270,13 @@ SENTENCES = [
     UNREPAIRED.format(TaylorSeerCache(cache_interval=5).why_unrepaired(TEN_STEPS)),
     UNREPAIRED.format(TaylorSeerCache(cache_level="block").why_unrepaired(TEN_STEPS)),
     UNREPAIRED.format(BESIDE),
+    TaylorSeerCache(target_speedup=0.5).contradiction,
+    TaylorSeerCache(target_speedup=1.02).obstacle(TEN_STEPS),
+    why_less("First Block Cache", TEN_STEPS, 5.0, 0.4, (0, 9)),
+    why_less("First Block Cache", TEN_STEPS, 2.0, 0.0, range(8)),
+    NOT_PLANNED.format(1.6),
+    NOT_KNOWN.format(1.6, 1.62),
+    TOO_FEW,
 ]
 
 
@@ -281,12 +289,12 @@ def test_what_the_server_says_most_often_is_said_in_the_users_language(run, lang
         const answer = {json.dumps([*SENTENCES, "something new"])}.map(told);"""
     )
 
-    assert len(SENTENCES) == 28 and all(SENTENCES)
+    assert len(SENTENCES) == 35 and all(SENTENCES)
     assert said[-1] == "something new"  # in English rather than not at all
     for english, translated in zip(SENTENCES, said):
         assert translated != english
         assert sorted(re.findall(r"\d+(?:\.\d+)?", translated)) == sorted(re.findall(r"\d+(?:\.\d+)?", english))
         assert not re.search(
-            r"\b(with only|skipped nothing|always run|set few_steps|free;|wait in|gaps|too far)",
+            r"\b(with only|skipped nothing|always run|set few_steps|free;|wait in|gaps|too far|the most|not known)",
             translated,
         )

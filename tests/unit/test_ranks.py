@@ -26,7 +26,7 @@ each_world = pytest.mark.parametrize("world", [2, 4])
 
 
 @each_world
-@pytest.mark.parametrize("job", ["first block", "stack"])
+@pytest.mark.parametrize("job", ["first block", "stack", "wished"])
 def test_ranks_decide_and_draw_as_one_process_with_all_tokens(world, job):
     ranks = [rank[job] for rank in results(world)]
     expected = ranks[0]["expected"]

@@ -28,6 +28,7 @@ BAD = [
     *((FirstBlockCache, "start_percent", value) for value in (nan, -0.1, 1.1, None)),
     *((FirstBlockCache, "end_percent", value) for value in (nan, -0.1, 1.1, "all")),
     *((FirstBlockCache, "max_consecutive_cache_hits", value) for value in (-2, 101, 1.5, nan, None, False)),
+    *((FirstBlockCache, "target_speedup", value) for value in (nan, inf, -0.1, 5.1, "2", None, True)),
     *((FirstBlockCache, "max_order", value) for value in (-1, 4, 0.5, "1")),
     *((TaylorSeerCache, "cache_interval", value) for value in (0, 21, 2.5, nan, "4")),
     *((TaylorSeerCache, "max_order", value) for value in (-1, 4, 1.5)),
@@ -133,7 +134,7 @@ def test_a_tooltip_that_says_careful_balanced_or_fast_says_it_of_the_readmes_num
         for number, word in re.findall(r"([\d.]+(?: to [\d.]+)?) (careful|balanced|fast)\b", tooltips[name])
     }
 
-    assert {name for name, _ in said} == {"residual_diff_threshold", "cache_interval"}
+    assert {name for name, _ in said} == {"residual_diff_threshold", "cache_interval", "target_speedup"}
     assert {at: named[at[0]][at[1]] for at in said} == said
 
 

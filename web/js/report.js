@@ -83,7 +83,8 @@ class ReportView {
 /** What to turn: thresholds to try, or the setting that makes it faster. @param {Report} report */
 function advice({ advice, why_nothing, strategies }) {
   if (advice.length) return advice.slice(why_nothing ? 1 : 0).map(wouldSkip); // the headline says the first
-  const settings = strategies.map(({ title }) => TURN[title]).filter(Boolean);
+  const wish = "target_speedup";
+  const settings = strategies.map((each) => (each.settings?.[wish] ? wish : TURN[each.title])).filter(Boolean);
   return why_nothing ? [] : settings.map((setting) => say("turn", { setting }));
 }
 

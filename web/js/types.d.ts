@@ -42,7 +42,12 @@ export interface Report {
     evaluations: number;
     quantiles: { percent: number; value: number; reuses: number }[];
   } | null;
-  strategies: { title: string; node: string | null; resting: string }[]; // why it is left out of the run
+  strategies: {
+    title: string;
+    node: string | null;
+    resting: string; // why it is left out of the run
+    settings?: Record<string, unknown>;
+  }[];
   advice: { threshold: number; skips: number; of: number }[]; // a higher threshold first
   why_nothing: string; // was reused
   warnings: string[];

@@ -90,7 +90,7 @@ class NamedFasterCache(FasterCache):
 class NamedTaylorSeerCache(TaylorSeerCache):
     """At modules that are chosen by name, whole blocks among them, in the steps that diffusers computes."""
 
-    def computed_steps(self, schedule: Schedule) -> tuple[int, ...]:
+    def computed_steps(self, schedule: Schedule, cost: float = 0.0) -> tuple[int, ...]:
         """As diffusers counts: the first after the warm-up is forecast, the next computed, then one an interval."""
         after_warm_up = self.disable_cache_before_step + 1
         return tuple(
