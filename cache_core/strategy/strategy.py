@@ -53,9 +53,7 @@ class Request(Enum):
     COMPUTE_ONLY = "compute only"
 
 
-FIRST_BLOCK = (
-    Request.FIRST_BLOCK
-)  # level model: answered with what it adds to some tokens, of parts too if it `tests_parts`
+FIRST_BLOCK = Request.FIRST_BLOCK  # level model: answered with what it adds to some tokens, see also `tests_parts`
 CONDITIONAL = Request.CONDITIONAL  # level guidance only: the prediction with the prompt; answered with it
 COMPUTE = Request.COMPUTE  # all of the site that is not computed yet; answered with its features
 COMPUTE_ONLY = Request.COMPUTE_ONLY  # the same where none of it can be reused: no copy is made, and there is no answer
