@@ -36,7 +36,7 @@ CACHE_NODES = {f"Refrain{kind.__name__}": kind for kind in all_strategies()}
 LOADERS = {"demo": "1", "video": "2"}  # the ids of their nodes
 CACHE, SAMPLER, REPORT, FINGERPRINT, CENSUS = "10", "20", "21", "22", "23"
 CHANCES = {"success": 80, "interrupted": 12, "error": 8}
-MOST_STEPS = 12
+MOST_STEPS = 16  # caches that go by the schedule rest up to 8
 TOO_MANY_STEPS = 400  # of a prompt that is to be cancelled
 
 
