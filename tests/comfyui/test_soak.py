@@ -20,7 +20,7 @@ from cache_core.strategies import all_strategies
 pytestmark = pytest.mark.long
 
 PROMPTS, WARM_UP, EVERY = 300, 100, 10
-SEED = 20250
+SEED = 20251
 TINY_WAN = next(each for each in all_architectures() if each.name == "Wan 2.1 t2v")
 OPTIONS = ["--cache-classic"]  # ComfyUI's default keeps the results of earlier prompts until memory is short
 ENVIRONMENT = {
