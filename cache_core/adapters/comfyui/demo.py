@@ -13,7 +13,6 @@ import comfy.sd
 import comfy.utils
 import torch
 from comfy.model_patcher import ModelPatcher
-from einops import rearrange
 from torch import nn
 
 from ...demo import FEW_STEP_LORAS, FLUX_HEADS, FLUX_WEIGHTS, VAE_WEIGHTS, WAN_HEADS, WAN_WEIGHTS, words
@@ -55,16 +54,7 @@ def load_clip() -> comfy.sd.CLIP:
 
 def load_vae() -> comfy.sd.VAE:
     """The tiny VAE, as the stock VAE loader would load it."""
-    return _loaded_vae(comfy.sd.VAE)
-
-
-def load_video_vae() -> comfy.sd.VAE:
-    """The same for the latents of videos, which are the pictures' ones frame by frame."""
-    return _loaded_vae(_VAEOfFrames)
-
-
-def _loaded_vae(kind: type[comfy.sd.VAE]) -> comfy.sd.VAE:
-    vae = kind(sd=comfy.utils.load_torch_file(str(VAE_WEIGHTS)))
+    vae = comfy.sd.VAE(sd=comfy.utils.load_torch_file(str(VAE_WEIGHTS)))
     vae.throw_exception_if_invalid()
     return vae
 
@@ -126,16 +116,6 @@ def _load(weights: dict[str, torch.Tensor], **told: Any) -> ModelPatcher:
     model.load_model_weights(weights, "")
     offload_device = comfy.model_management.unet_offload_device()
     return ModelPatcher(model.to(offload_device), device, offload_device)
-
-
-class _VAEOfFrames(comfy.sd.VAE):
-    """Decodes latents (batch, 16, frames, h, w) to pictures (batch * frames, height, width, 3), and encodes back."""
-
-    def decode(self, samples_in: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        return super().decode(rearrange(samples_in, "batch c frames h w -> (batch frames) c h w"), *args, **kwargs)
-
-    def encode(self, pixel_samples: torch.Tensor) -> torch.Tensor:
-        return rearrange(super().encode(pixel_samples), "frames c h w -> 1 c frames h w")
 
 
 class _Tokenizer:
