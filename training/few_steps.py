@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import os
 import random
 from functools import partial
 from pathlib import Path
@@ -24,10 +23,11 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from cache_core.demo import codec
-from cache_core.demo.sampling import encode_prompts, load_transformer, velocity
+from cache_core.demo.sampling import encode_prompts, load_transformer, shifted, velocity
 
 from .clock import LossLog, every
 from .data import random_pictures
+from .flow import save
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -74,7 +74,7 @@ def distillation_loss(
 ) -> Tensor:  # fmt: skip
     """How far one step of the student, of so many, is from two of the teacher: mean squared error of the velocity."""
     index = torch.randint(steps, (len(latents),), generator=generator)
-    start, middle, end = (shifted(1 - (index + part) / steps) for part in (0.0, 0.5, 1.0))
+    start, middle, end = (shifted(1 - (index + part) / steps, SHIFT) for part in (0.0, 0.5, 1.0))
     noise = torch.randn(latents.shape, generator=generator)
     noisy = torch.lerp(latents, noise, _of_pictures(start))
     with torch.no_grad():
@@ -83,11 +83,6 @@ def distillation_loss(
         reached = half + _of_pictures(end - middle) * guided(half, middle)
     wanted = (reached - noisy) / _of_pictures(end - start)
     return (velocity(student, noisy, start, *texts) - wanted).square().mean()
-
-
-def shifted(left: Tensor) -> Tensor:
-    """The sigma at which this share of an even schedule is left."""
-    return SHIFT * left / (1 + (SHIFT - 1) * left)
 
 
 class Distillation:
@@ -192,8 +187,7 @@ def main() -> None:
             if ended in EXPORTED:
                 export(distillation.student, arguments.out.with_stem(f"{arguments.out.stem}_{ended}"))
             if ended or next(to_save):
-                torch.save(distillation.state(), checkpoint.with_suffix(".part"))
-                os.replace(checkpoint.with_suffix(".part"), checkpoint)
+                save(distillation.state(), checkpoint)
 
 
 if __name__ == "__main__":

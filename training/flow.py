@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import math
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -73,6 +75,13 @@ class Learner:
         torch._foreach_copy_(list(self.average.values()), list(state["average"].values()))
         for optimizer, stored in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(stored)
+
+
+def save(state: dict[str, Any], path: Path) -> None:
+    """Writes a checkpoint, in one move: a run that is killed meanwhile leaves the one before."""
+    written = path.with_suffix(".part")
+    torch.save(state, written)
+    os.replace(written, path)
 
 
 def flow_loss(

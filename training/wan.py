@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
 from functools import partial
 from pathlib import Path
@@ -25,7 +24,7 @@ from cache_core.demo import motion, wan
 from cache_core.demo.sampling import GuidedPrediction, denoise, encode_prompts, flow_sigmas
 
 from .clock import LossLog, every
-from .flow import Learner, flow_loss, start
+from .flow import Learner, flow_loss, save, start
 from .yardstick import share_right
 
 if TYPE_CHECKING:
@@ -105,13 +104,6 @@ def measure(learner: Learner, stage: Stage, picture: Path) -> dict[str, float]:
     return share_right(videos, clips, stage.every)
 
 
-def save(learner: Learner, path: Path) -> None:
-    """Writes a checkpoint, in one move: a run that is killed meanwhile leaves the one before."""
-    written = path.with_suffix(".part")
-    torch.save(learner.state(), written)
-    os.replace(written, path)
-
-
 def export(average: dict[str, Tensor], path: Path) -> None:
     """Writes float16 weights under Wan's own names, which ComfyUI's UNETLoader reads, and `wan.transformer_of`."""
     config = json.dumps({"transformer": wan.COMFYUI_CONFIG})
@@ -144,7 +136,7 @@ def main() -> None:
             log.add(take_step(learner, arguments.steps, seed=arguments.seed))
             done = learner.steps == arguments.steps
             if next(to_save) or done:
-                save(learner, checkpoint)
+                save(learner.state(), checkpoint)
             if next(to_measure) or done:
                 shares = measure(learner, stage_of(learner.steps / arguments.steps), picture)
                 print("right:", ", ".join(f"{part} {share:.0%}" for part, share in shares.items()), flush=True)

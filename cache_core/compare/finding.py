@@ -54,8 +54,8 @@ class Search:
                 return judged[-1]
             if self.most_runs - len(self.points) < 2:  # one with a cache, one of fewer steps
                 break
-        hold = [point for point in judged if self.most_runs > len(self.points) or self._knows_fewer(point)]
-        worthy = [point for point in hold if not self._knows_fewer(point) or self._is_worth_it(point)]
+        hold = [point for point in judged if self.most_runs > len(self.points) or self._known_fewer(point)]
+        worthy = [point for point in hold if not self._known_fewer(point) or self._is_worth_it(point)]
         return self.wish.best(worthy) or self.wish.best(hold) or judged[-1]
 
     def _candidate(self, judged: Sequence[Point]) -> Point | None:
@@ -77,11 +77,11 @@ class Search:
 
     def _fewer(self, judged: Point) -> Point:
         """The run without a cache of the steps that compute as much, sampled once."""
-        known = (point for point in self.points if (point.how, point.seed) == (judged.costs_steps, JUDGED))
-        return next(known, None) or self._try(judged.costs_steps, JUDGED)
+        return self._known_fewer(judged) or self._try(judged.costs_steps, JUDGED)
 
-    def _knows_fewer(self, judged: Point) -> bool:
-        return any((point.how, point.seed) == (judged.costs_steps, JUDGED) for point in self.points)
+    def _known_fewer(self, judged: Point) -> Point | None:
+        known = (point for point in self.points if (point.how, point.seed) == (judged.costs_steps, JUDGED))
+        return next(known, None)
 
     def _climb_in_turns(self) -> None:
         waiting = deque(_Climb(ladder, self.wish, 1 / self.steps) for ladder in self.ladders)

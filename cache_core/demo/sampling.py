@@ -69,8 +69,12 @@ def flow_sigmas(steps: int, shift: float = 1.0) -> Tensor:
     """
     passed = torch.tensor([int(index * (TRAINED_TIMESTEPS / steps)) for index in range(steps)])
     progress_left = (TRAINED_TIMESTEPS - passed) / TRAINED_TIMESTEPS
-    shifted = shift * progress_left / (1 + (shift - 1) * progress_left)
-    return torch.cat([shifted, torch.zeros(1)])
+    return torch.cat([shifted(progress_left, shift), torch.zeros(1)])
+
+
+def shifted(left: Tensor, shift: float) -> Tensor:
+    """The sigma at which this share of an even schedule is left, with a flow shift."""
+    return shift * left / (1 + (shift - 1) * left)
 
 
 @torch.no_grad()

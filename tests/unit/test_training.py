@@ -28,7 +28,7 @@ def test_a_killed_run_goes_on_with_the_losses_it_would_have_had(tmp_path):
     straight, killed = new_learner(), new_learner()
     expected = losses(straight, 8)
     assert losses(killed, 4) == expected[:4]
-    training.save(killed, tmp_path / "checkpoint")
+    training.save(killed.state(), tmp_path / "checkpoint")
 
     again = new_learner()
     again.go_on_from(torch.load(tmp_path / "checkpoint"))
