@@ -43,7 +43,7 @@ class Stage(NamedTuple):
 
 
 STAGES = (
-    Stage(0.27, 64, 5, 16, 0.8),
+    Stage(0.12, 64, 5, 16, 0.8),
     Stage(0.6, 64, 5, 16, 0.8, every=3),
     Stage(0.78, 64, wan.FRAMES, 6, 1.0),
     Stage(1.0, wan.SIZE, wan.FRAMES, 3, 1.3),
