@@ -17,6 +17,8 @@ import torch
 from numpy.linalg import norm
 from torch import Tensor
 
+from .solvers import Weights
+
 SAMPLES = 1024  # values of a latent that are looked at
 REMEMBERED = 4  # predictions: the multistep methods in use combine up to four
 LEAST_NOISE = 0.2  # of the move; measured: 0.25 to 0.9 where noise is added, else nothing but rounding
@@ -24,8 +26,7 @@ STANDSTILL = 1e-3  # of the latent's norm: a move below counts as this, or round
 ANOTHER = 0.4  # of the latent's norm: samplers that add a little noise at each step stay below
 DOUBTFUL = 0.01  # likewise, where pictures or places are known to change: late in a run they resemble each other
 ROUNDING = 1e-6  # relative: directions below are float32's last digits
-SAME_STEP = 2e-6  # of the latents' norm: a step of Euler's is met to a tenth of this, of others it is 100 times off
-TELLING = 4e-5  # likewise: how unlike the prediction before it one must be for other methods to step elsewhere
+SAME_STEP = 2e-6  # of the latents' norm: a solver's own step is met to a tenth of this, others are 100 times off
 
 
 class LatentPath:
@@ -77,18 +78,17 @@ class LatentPath:
         self._unread.clear()
         return numbers
 
-    def is_euler_step(self, before: float, sigma: float) -> bool | None:
-        """Whether the last move, from one sigma to another, is Euler's: x + h (x - D) / sigma, to rounding.
-
-        None where it is, but other methods, which also go by earlier predictions, would have made the same move.
-        """
+    def is_step_of(self, weights: Weights) -> bool:
+        """Whether the last move is the one of a solver with these weights, to rounding."""
         if self.before is None or not self._predictions:
             return False
-        share, (prediction, *earlier) = (sigma - before) / before, self._predictions
+        expected = weights.latent * self.before + weights.denoised * self._predictions[0]
+        if weights.earlier:
+            if len(self._predictions) < 2:
+                return False
+            expected += weights.earlier * self._predictions[1]
         size = norm(self.before) + norm(self.latent)
-        if not norm(self.latent - self.before - share * (self.before - prediction)) <= SAME_STEP * size:  # NaN is not
-            return False
-        return True if earlier and norm(share * (prediction - earlier[0])) > TELLING * size else None
+        return bool(norm(self.latent - expected) <= SAME_STEP * size)  # NaN is not
 
     def notice_noise(self) -> bool:
         """Whether the sampler adds noise, seen just now."""

@@ -1,45 +1,54 @@
-"""Repair: how the latent should have moved over skipped steps, known once the next one is computed.
+"""Repair: where the latent should be after skipped steps, known once the next one is computed.
 
-Euler's method moves the latent along a slope, v = (x - D) / sigma, with D the prediction of the clean latent. In
-skipped steps v is forecast from earlier ones. When a step is computed, the slopes before it are known better: they lie
-on the line between this step's and that of the last computed one. What the latent should have moved differently is made
-up for in the prediction that the sampler is given. No model call more.
+A sampler moves the latent x along slopes v = (x - D) / sigma, with D the prediction of the clean latent. In skipped
+steps v is forecast from earlier ones. When a step is computed, the slopes before it are known better: they lie on the
+line between this step's and that of the last computed one. With them the sampler's steps are made again, which tells
+where the latent should be by now. What it should have moved differently is made up for in the prediction that the
+sampler is given. No model call more.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-
-@dataclass
-class Gap:
-    """Reused steps since the last computed one. Sums over them, with h the (negative) length of a step in sigma."""
-
-    moved: Tensor  # of h v: how far the latent was moved
-    length: float = 0.0  # of h
-    moment: float = 0.0  # of h sigma
+from .solvers import SOLVERS, Solver, Step, Weights, euler
 
 
 @dataclass
 class Node:
-    """A computed step: its sigma, and its slope as if it had been evaluated at the repaired latent."""
+    """A computed step as it should have been: float32, but for the prediction of the step before it."""
 
     sigma: float
+    latent: Tensor
     slope: Tensor
+    earlier: Tensor | None  # where the solver looks at it
+
+
+class Fix(NamedTuple):
+    """How far the latent is from where it should be, if at all, and what the sampler is to be given for it."""
+
+    missed: Tensor | None
+    denoised: Tensor
 
 
 class Repair:
-    """The slopes and moves of one sampling run, in float32. Every value of the latent is repaired by itself.
+    """The computed steps and the gaps of one sampling run. Every value of the latent is repaired by itself.
 
-    `mask` is 1 where the sampler draws freely: elsewhere nothing is repaired. Holds two latents, and a third one as
-    long as it is not known whether the run may be repaired: what is then owed to the latent is made up for later.
+    `mask` is 1 where the sampler draws freely: elsewhere nothing is repaired. Holds two latents in float32; where the
+    solver looks at earlier predictions, up to three more. As long as it is not certain how the sampler steps, what is
+    owed to the latent is made up for later, and is one more.
     """
 
     def __init__(self, mask: Tensor | None = None) -> None:
+        self.solvers = SOLVERS  # by which all steps of the sampler so far could have been made
+        self.stepped: Step | None = None  # its last, if it is known
         self._free = None if mask is None else mask >= 1
+        self._given: Tensor | None = None  # what the sampler was given in the step before, if it may look at it again
         self.forget()
 
     def fits(self, latent: Tensor) -> bool:
@@ -49,56 +58,88 @@ class Repair:
     def forget(self) -> None:
         """The slopes to come do not continue those before."""
         self._node: Node | None = None
-        self._gap: Gap | None = None
+        self._steps: list[Step] = []  # the node's own, and those skipped since
         self._owed: Tensor | None = None  # by how much the latent is not where it would be if it had been repaired
+        self._earlier = self._given  # the prediction of the step before, as it should have been
         self.gaps = 0  # that were closed since, and are in it
 
-    def step(
-        self, latent: Tensor, denoised: Tensor, sigma: float, following: float, is_computed: bool, may_repair: bool
-    ) -> Tensor | None:
-        """How far to move the latent before the sampler steps on; None, not at all.
+    def know(self, was_step_of: Callable[[Weights], bool]) -> bool:
+        """The sampler's last step is over: which solver's it may have been. Whether there is one left."""
+        looked_back = self._looks_back
+        if self.stepped is not None:
+            self.solvers = tuple(solver for solver in self.solvers if was_step_of(solver(self.stepped)))
+        if self.solvers and self._looks_back and not looked_back:
+            self.forget()  # it was not Euler's after all
+        return bool(self.solvers)
+
+    def step(self, latent: Tensor, denoised: Tensor, sigma: float, following: float, is_computed: bool) -> Fix | None:
+        """What to give the sampler in place of its prediction for this latent; None, nothing else.
 
         Its step is from one sigma to the following, by a prediction that was computed or was not.
         """
-        slope, fix = _slope(latent, denoised, sigma), self._owed
-        if is_computed and self._node is not None and self._gap is not None:
-            missed = _missed(self._gap, self._node, sigma, slope)
-            missed = missed if self._free is None else missed.mul_(self._free.to(missed.device))
-            fix, self._gap, self.gaps = missed if fix is None else missed.add_(fix), None, self.gaps + 1
-        if fix is not None:
-            slope.add_(fix, alpha=1 / sigma)
+        self.stepped = step = Step(self.stepped.sigma if self.stepped else None, sigma, following)
+        solver, is_certain = self.solvers[0], self._looks_back or len(self.solvers) == 1
+        slope, missed, earlier = _slope(latent, denoised, sigma), self._owed, self._earlier
+        if is_computed and self._node is not None and len(self._steps) > 1:
+            again, earlier = _made_again(self._node, self._steps, solver, sigma, slope)
+            missed, self.gaps = self._where_free(again.sub_(latent)), self.gaps + 1
+        if missed is not None:
+            slope.add_(missed, alpha=1 / sigma)
+        weights = solver(step)
         if is_computed:
-            self._node = Node(sigma, slope)
-        elif self._node is not None:
-            self._gap = _longer(self._gap, slope, sigma, following - sigma)
-        self._owed = None if fix is None or may_repair else fix * (following / sigma)
-        return fix if may_repair and following > 0 else None
+            place = latent.to(torch.float32, copy=True) if missed is None else latent + missed
+            is_whole = not weights.earlier or earlier is not None
+            self._node = Node(sigma, place, slope, earlier if weights.earlier else None) if is_whole else None
+            self._steps = []
+        self._steps.append(step)
+        rest = self._rest(weights, missed, earlier)
+        self._owed = rest if following and not is_certain else None
+        looks_back = weights.earlier is not None or not is_certain
+        self._earlier = self._given = denoised if looks_back else None
+        if rest is None or not following or not is_certain:
+            return None
+        corrected = denoised.float().add(rest, alpha=1 / weights.denoised).to(denoised.dtype)
+        self._given = corrected if looks_back else None
+        return Fix(missed, corrected)
 
     @property
     def bytes_held(self) -> int:
-        """Of both latents, also while there is no gap."""
-        return 0 if self._node is None else 2 * self._node.slope.nbytes
+        """Of all tensors, once each."""
+        of_node = (self._node.latent, self._node.slope, self._node.earlier) if self._node else ()
+        tensors = (*of_node, self._owed, self._earlier, self._given)
+        return sum({id(tensor): tensor.nbytes for tensor in tensors if tensor is not None}.values())
+
+    @property
+    def _looks_back(self) -> bool:
+        """Whether it is certain that the solver does. Those that do hardly differ until they are told apart."""
+        return self.solvers[0] is not euler
+
+    def _rest(self, weights: Weights, missed: Tensor | None, earlier: Tensor | None) -> Tensor | None:
+        """How far from where it should be the latent would be after a step by the prediction as it is."""
+        rest = None if missed is None else missed * weights.latent
+        if not weights.earlier or earlier is None or earlier is self._given:
+            return rest
+        behind = self._where_free(earlier.float() - self._given).mul_(weights.earlier)
+        return behind if rest is None else rest.add_(behind)
+
+    def _where_free(self, tensor: Tensor) -> Tensor:
+        return tensor if self._free is None else tensor.mul_(self._free.to(tensor.device))
 
 
-def with_fix(denoised: Tensor, fix: Tensor, sigma: float, following: float) -> Tensor:
-    """The prediction by which Euler's step leads to where it would if the latent were moved and the prediction stood.
+def _made_again(node: Node, steps: list[Step], solver: Solver, sigma: float, slope: Tensor) -> tuple[Tensor, Tensor]:
+    """The latent after these steps from the node on, and the prediction of the last of them.
 
-    So late in the run little of the fix is left, and nothing in the last step.
+    The slopes lie on the line from the node's to the one at this sigma.
     """
-    return denoised.float().add(fix, alpha=following / (sigma - following)).to(denoised.dtype)
-
-
-def _longer(gap: Gap | None, slope: Tensor, sigma: float, length: float) -> Gap:
-    """One reused step more. Takes the slope's tensor, or adds to the gap's."""
-    if gap is None:
-        return Gap(slope.mul_(length), length, length * sigma)
-    return Gap(gap.moved.add_(slope, alpha=length), gap.length + length, gap.moment + length * sigma)
-
-
-def _missed(gap: Gap, node: Node, sigma: float, slope: Tensor) -> Tensor:
-    """The move along the line between both slopes, less the one that was made. Takes the gap's tensor."""
-    along = (gap.moment - gap.length * node.sigma) / (sigma - node.sigma)
-    return gap.moved.neg_().add_(node.slope, alpha=gap.length - along).add_(slope, alpha=along)
+    latent, earlier = node.latent, node.earlier
+    for step in steps:
+        along, weights = (step.sigma - node.sigma) / (sigma - node.sigma), solver(step)
+        denoised = torch.sub(latent, torch.lerp(node.slope, slope, along), alpha=step.sigma)
+        following = (latent * weights.latent).add_(denoised, alpha=weights.denoised)
+        if weights.earlier:
+            following.add_(earlier, alpha=weights.earlier)
+        latent, earlier = following, denoised
+    return latent, earlier
 
 
 def _slope(latent: Tensor, denoised: Tensor, sigma: float) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -10,10 +11,11 @@ from torch import Tensor
 from ..strategy import Schedule, Strategy, is_same
 from ..strategy.repairing import OFF, UNREPAIRED
 from .reading import SigmaReading
-from .repair import Repair, with_fix
+from .repair import Repair
+from .solvers import Weights
 from .state import RunState
 
-NOT_EULER = "the sampler does not step as Euler's method does"
+UNKNOWN_SOLVER = "the sampler steps neither as euler nor as dpmpp_2m or res_multistep"
 BESIDE = "another cache works beside this one"
 NOT_FALLING = "the noise does not only fall in this run"
 CANNOT = "what is sampled or kept in this run can not be corrected"
@@ -64,46 +66,39 @@ def _repaired(run: RunState, repair: Repair, latent: Tensor, denoised: Tensor) -
     reading = evaluation.reading
     if reading is None or not reading.is_read or run.paths.whole.unread:  # nothing is known without a wait
         repair.forget()
-        run.stepped = None
+        repair.stepped = None
         return denoised
     sigma, following = reading.value, _following(run, reading)
-    if following is None or not _is_euler(run, sigma):
-        run.leave_unrepaired(UNREPAIRED.format(NOT_EULER))
+    if following is None or not repair.know(partial(_was_step_of, run, repair, sigma)):
+        run.leave_unrepaired(UNREPAIRED.format(UNKNOWN_SOLVER))
         return denoised
-    run.stepped = (sigma, following)
     if evaluation.before is None or evaluation.before.contexts != evaluation.contexts:
         repair.forget()  # another model or prompt, or a branch that is new
-    fix = repair.step(latent, denoised, sigma, following, not evaluation.is_reused, may_repair=run.is_euler)
+    fix = repair.step(latent, denoised, sigma, following, not evaluation.is_reused)
     if fix is None:
         return denoised
-    corrected = with_fix(denoised, fix, sigma, following)
-    if not _move_histories(run, sigma, fix):
+    if fix.missed is not None and not _move_histories(run, sigma, fix.missed):
         run.leave_unrepaired(UNREPAIRED.format(CANNOT))
         return denoised
     run.report.gaps_repaired, repair.gaps = run.report.gaps_repaired + repair.gaps, 0
-    return corrected
+    return fix.denoised
 
 
 def _following(run: RunState, reading: SigmaReading) -> float | None:
-    """The sigma to which a step of Euler's leads from here; None where it is none of the schedule's steps."""
+    """The sigma to which the sampler steps from here; None where it is none of the schedule's steps."""
     schedule, step = run.terms.schedule, reading.step
     here, following = schedule.sigmas[step.index], schedule.sigmas[min(step.index + 1, schedule.count)]
     return following if is_same(here, reading.value) and following < reading.value else None
 
 
-def _is_euler(run: RunState, sigma: float) -> bool:
-    """Whether the latent came here as by Euler's method, as far as can be told. Notes where it is certain."""
-    if run.stepped is None or run.paths.whole.before is None:
+def _was_step_of(run: RunState, repair: Repair, sigma: float, weights: Weights) -> bool:
+    """Whether the latent came here by these weights, as far as can be told."""
+    if repair.stepped is None or run.paths.whole.before is None:
         return True  # there is no step to judge
-    before, expected = run.stepped
-    if not is_same(expected, sigma):
-        return False
-    seen = run.paths.whole.is_euler_step(before, sigma)
-    run.is_euler |= seen is True
-    return seen is not False
+    return is_same(repair.stepped.following, sigma) and run.paths.whole.is_step_of(weights)
 
 
-def _move_histories(run: RunState, sigma: float, fix: Tensor) -> bool:
+def _move_histories(run: RunState, sigma: float, missed: Tensor) -> bool:
     """What forecasts of the model's output are made of: as if it had been evaluated at the moved latent.
 
     The prediction stands, and is `a` times the latent plus `b` times the output. Whether that was possible.
@@ -116,7 +111,7 @@ def _move_histories(run: RunState, sigma: float, fix: Tensor) -> bool:
     one, zero, level = torch.ones(1, 1), torch.zeros(1, 1), torch.tensor([sigma])  # on the CPU: nothing is waited for
     try:
         a, b = (float(run.denoised_of(level, *given)) for given in ((zero, one), (one, zero)))
-        moved = [history.newest_moved(fix, -a / b) for history in histories]
+        moved = [history.newest_moved(missed, -a / b) for history in histories]
     except (ArithmeticError, AttributeError, TypeError, ValueError):  # this model goes another way
         return False
     if not all(moved):

@@ -108,8 +108,6 @@ class RunState:
     why_computed: str = ""  # why strategies stepped aside, in a few words
     repair: Repair | None = None  # of gaps between computed steps, while that is on
     denoised_of: Callable[..., Tensor] | None = None  # the clean latent, of a sigma, a model output and a latent
-    stepped: tuple[float, float] | None = None  # the sigmas from and to which the sampler stepped last, if by Euler
-    is_euler: bool = False  # whether it was seen to step as no other method would
 
     def begin_evaluation(self, sigma: SigmaReading | None = None, latent: Tensor | None = None) -> None:
         """One more. What branches keep that were away in the last one is dropped."""

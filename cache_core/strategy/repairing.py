@@ -21,9 +21,9 @@ def repair() -> Any:
     return setting(
         DEFAULT,
         "'on': when a step is computed, correct what the skipped steps before it moved wrongly, which is known by "
-        "then; usually closer to the uncached picture, at no model call and for two latents. Where the sampler does "
-        "not step as euler does, nothing is corrected. 'off': never correct. Usual: 'on' with the sampler euler, else "
-        "'off'.",
+        "then; usually closer to the uncached picture, at no model call and for a few latents. Where the sampler steps "
+        "neither as euler nor as dpmpp_2m or res_multistep, nothing is corrected. 'off': never correct. Usual: 'on' "
+        "with these samplers, else 'off'.",
         choices=CHOICES,
         is_optional=True,
     )

@@ -11,7 +11,7 @@ from test_conditioning import areas, prompt
 
 from cache_core.compare.quality import psnr
 from cache_core.demo.codec import FLUX_SCALE, FLUX_SHIFT, decode
-from cache_core.run.repairing import CANNOT, NOT_EULER, UNREPAIRED
+from cache_core.run.repairing import CANNOT, UNKNOWN_SOLVER, UNREPAIRED
 from cache_core.strategies.first_block import FirstBlockCache
 from cache_core.strategies.taylorseer import TaylorSeerCache
 
@@ -78,14 +78,22 @@ def test_without_guidance(run, strategy):
 
 
 @BOTH
-@pytest.mark.parametrize("sampler", ["dpmpp_2m", "euler_ancestral", "res_multistep", "uni_pc", "heun"])
+@pytest.mark.parametrize("sampler", ["lms", "euler_ancestral", "uni_pc", "heun"])
 def test_other_samplers_are_left_alone_bit_for_bit(run, strategy, sampler):
     options = dict(count=1, sampler=sampler)
     off, on = (run(repairing(strategy, repair), **options) for repair in ("off", "on"))
     assert torch.equal(on.latent, off.latent) and on.report.gaps_repaired == 0
-    assert UNREPAIRED.format(NOT_EULER) in on.report.notes
-    is_reused = strategy is TAYLORSEER or sampler in ("dpmpp_2m", "res_multistep")
+    assert UNREPAIRED.format(UNKNOWN_SOLVER) in on.report.notes
+    is_reused = strategy is TAYLORSEER or sampler == "lms"
     assert bool(on.report.count("reused", "forecast")) >= is_reused
+
+
+@BOTH
+@pytest.mark.parametrize("sampler", ["dpmpp_2m", "res_multistep"])
+def test_samplers_that_look_back_are_repaired(run, strategy, sampler):
+    differences, on, off = gains(run, strategy, sampler=sampler)
+    assert on.report.gaps_repaired >= 4 and on.report.computed_share <= off.report.computed_share + 0.1
+    assert median(differences) > 4 and sum(each > 0 for each in differences) >= 7
 
 
 def test_ddim_steps_as_euler_and_is_repaired(run):

@@ -12,7 +12,7 @@ from cache_core import Schedule
 from cache_core.report.advice import warnings_of
 from cache_core.report.report import NEVER
 from cache_core.run.budget import FIT, REST, WAIT
-from cache_core.run.repairing import BESIDE, NOT_EULER, UNREPAIRED
+from cache_core.run.repairing import BESIDE, UNKNOWN_SOLVER, UNREPAIRED
 from cache_core.run.state import NO_MEMORY
 from cache_core.strategies.faster_cache import FasterCache
 from cache_core.strategies.first_block import FirstBlockCache
@@ -265,7 +265,7 @@ SENTENCES = [
     ),
     f"FasterCache: {WAIT.format(26, 40, 'attention', 12, 14)}",
     f"FasterCache: {WAIT.format(26, 40, 'attention', 12, 10)}{REST}",
-    UNREPAIRED.format(NOT_EULER),
+    UNREPAIRED.format(UNKNOWN_SOLVER),
     UNREPAIRED.format(FirstBlockCache(residual_diff_threshold=0.3).why_unrepaired(FOUR_STEPS)),
     UNREPAIRED.format(TaylorSeerCache(cache_interval=5).why_unrepaired(TEN_STEPS)),
     UNREPAIRED.format(TaylorSeerCache(cache_level="block").why_unrepaired(TEN_STEPS)),

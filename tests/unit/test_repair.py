@@ -1,5 +1,6 @@
-"""Skipped steps are repaired in hindsight: by the formula, picture by picture, and only where the sampler is Euler."""
+"""Skipped steps are repaired in hindsight: by the formula, picture by picture, and only where the solver is known."""
 
+import math
 from itertools import pairwise
 
 import pytest
@@ -9,9 +10,11 @@ from test_path import euler, reach, two_steps
 from toy import NEGATIVE, POSITIVE, Sampling, Toy, first_latent, sigmas_of
 
 from cache_core.run.path import SAME_STEP, LatentPath
-from cache_core.run.repair import Repair, with_fix
-from cache_core.run.repairing import BESIDE, CANNOT, NOT_EULER, NOT_FALLING, UNREPAIRED, allow_repair
+from cache_core.run.repair import Repair
+from cache_core.run.repairing import BESIDE, CANNOT, NOT_FALLING, UNKNOWN_SOLVER, UNREPAIRED, allow_repair
 from cache_core.run.run import CacheRun
+from cache_core.run.solvers import SOLVERS, Step, dpmpp_2m
+from cache_core.run.solvers import euler as eulers_step
 from cache_core.strategies.faster_cache import FasterCache
 from cache_core.strategies.first_block import TOO_HIGH, FirstBlockCache
 from cache_core.strategies.taylorseer import TaylorSeerCache
@@ -41,109 +44,181 @@ def slope_at(latent, sigma):
     return torch.stack((-latent[:, 1], latent[:, 0]), 1) + torch.tensor([0.3, 1.0]) * sigma**2
 
 
-def solved(skipped, repair=None, latent=None):
-    """Euler's steps; in the skipped ones the slope lies on the line through those of the last two computed steps."""
-    latent, known = torch.tensor([[1.0, 0.0], [0.5, -2.0]]) if latent is None else latent, []
-    for index, (sigma, following) in enumerate(pairwise(sigmas_of(20))):
+def stepped(solver, step, latent, past):
+    """One step of a solver, written as its source has it. `past` are predictions, the newest first."""
+    left, denoised = step.following / step.sigma, past[0]
+    if solver is eulers_step or step.before is None or not step.following:
+        return latent + (step.following - step.sigma) * (latent - denoised) / step.sigma
+    times = [-math.log(sigma) for sigma in step]
+    h, h_last = times[2] - times[1], times[1] - times[0]
+    if solver is dpmpp_2m:
+        r = h_last / h
+        return left * latent - math.expm1(-h) * ((1 + 1 / (2 * r)) * denoised - 1 / (2 * r) * past[1])
+    phi_1 = math.expm1(-h) / -h
+    phi_2, c_2 = (phi_1 - 1) / -h, -h_last / h
+    return left * latent + h * ((phi_1 - phi_2 / c_2) * denoised + phi_2 / c_2 * past[1])
+
+
+def stepping(solver):
+    """The same, as runs are sampled here."""
+
+    def step(latent, sigma, following, past):
+        before = past[1][0] if len(past) > 1 else None
+        return stepped(solver, Step(before, sigma, following), latent, [clean for _, clean, _ in past])
+
+    return step
+
+
+def solved(skipped, repair=None, latent=None, solver=eulers_step):
+    """A solver's steps; in the skipped ones the slope lies on the line through those of the last two computed steps."""
+    latent, known, past = torch.tensor([[1.0, 0.0], [0.5, -2.0]]) if latent is None else latent, [], []
+    if repair:
+        repair.solvers = (solver,)
+    sigmas = sigmas_of(20)
+    for index, step in enumerate(map(Step, [None, *sigmas], sigmas, sigmas[1:])):
         if index in skipped:
             (s1, v1), (s0, v0) = known[:2]
-            slope = v1 + (v1 - v0) * (sigma - s1) / (s1 - s0)
+            slope = v1 + (v1 - v0) * (step.sigma - s1) / (s1 - s0)
         else:
-            slope = slope_at(latent, sigma)
-        denoised = latent - sigma * slope
-        fix = repair and repair.step(latent, denoised, sigma, following, index not in skipped, may_repair=True)
-        if fix is not None:
-            denoised, slope = with_fix(denoised, fix, sigma, following), slope + fix / sigma
+            slope = slope_at(latent, step.sigma)
+        denoised = latent - step.sigma * slope
+        fix = repair and repair.step(latent, denoised, step.sigma, step.following, index not in skipped)
+        if fix and fix.missed is not None:
+            slope = slope + fix.missed / step.sigma
         if index not in skipped:
-            known.insert(0, (sigma, slope))
-        latent = latent + (following - sigma) * (latent - denoised) / sigma
+            known.insert(0, (step.sigma, slope))
+        past.insert(0, fix.denoised if fix else denoised)
+        latent = stepped(solver, step, latent, past)
     return latent
 
 
-@pytest.mark.parametrize("skipped", [range(3, 20, 2), range(4, 18, 3), (5, 6, 9, 10, 13)])
-def test_the_repaired_path_is_closer_to_the_uncached_one(skipped):
-    uncached = solved(())
-    off, on = ((solved(skipped, repair) - uncached).norm() for repair in (None, Repair()))
+every = pytest.mark.parametrize("solver", SOLVERS, ids=lambda solver: solver.__name__)
+
+
+@every
+def test_the_weights_are_those_of_the_solver(solver):
+    latent, *past = torch.randn(3, 50, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    for step in (Step(None, 1.0, 0.9), Step(1.0, 0.9, 0.7), Step(14.6, 11.0, 9.0), Step(0.2, 0.1, 0.0)):
+        of_latent, of_denoised, of_earlier = solver(step)
+        made = of_latent * latent + of_denoised * past[0] + (of_earlier or 0.0) * past[1]
+        torch.testing.assert_close(made, stepped(solver, step, latent, past))
+
+
+@every
+@pytest.mark.parametrize("skipped", [range(3, 18, 2), range(4, 18, 3), (5, 6, 9, 10, 13)])
+def test_the_repaired_path_is_closer_to_the_uncached_one(skipped, solver):
+    uncached = solved((), solver=solver)
+    off, on = ((solved(skipped, repair, solver=solver) - uncached).norm() for repair in (None, Repair()))
     assert on < off / 2
 
 
-def test_the_fix_is_what_the_line_between_both_slopes_moves_less_what_was_moved():
-    repair, latent, clean = Repair(), first_latent(), first_latent(seed=2)
-    assert repair.step(latent, clean, 0.9, 0.8, True, True) is None
-    first = (latent - clean) / 0.9
-    assert repair.step(latent, clean * 2, 0.8, 0.65, False, True) is None
-    assert repair.step(latent, clean * 3, 0.65, 0.5, False, True) is None
-    fix = repair.step(latent, clean * 4, 0.5, 0.4, True, True)
-    last = (latent - clean * 4) / 0.5
-    on_line = [first + (last - first) * (0.9 - sigma) / 0.4 for sigma in (0.8, 0.65)]
-    used = [(latent - clean * 2) / 0.8, (latent - clean * 3) / 0.65]
-    by_hand = sum(h * (line - slope) for h, line, slope in zip((-0.15, -0.15), on_line, used))
-    torch.testing.assert_close(fix, by_hand)
-    moved = latent + fix  # Euler's step from there by the prediction as it was is the step by the corrected one
-    corrected = with_fix(clean * 4, fix, 0.5, 0.4)
-    torch.testing.assert_close(latent - 0.1 * (latent - corrected) / 0.5, moved - 0.1 * (moved - clean * 4) / 0.5)
+@every
+def test_after_a_gap_the_sampler_steps_as_if_it_had_gone_along_the_line_between_both_slopes(solver):
+    """By hand: its steps made again with other predictions in the two that were skipped."""
+    clean = torch.randn(6, *first_latent().shape, generator=torch.Generator().manual_seed(2))
+    sigmas = (1.0, 0.9, 0.8, 0.65, 0.5, 0.4, 0.25)
+    steps = list(map(Step, [None, *sigmas], sigmas, sigmas[1:]))
+    repair, latents, given, moved = Repair(), [first_latent()], [], []
+    repair.solvers = (solver,)
+    for index, (step, denoised) in enumerate(zip(steps, clean)):
+        fix = repair.step(latents[-1], denoised, step.sigma, step.following, index not in (2, 3))
+        given.append(fix.denoised if fix else denoised)
+        moved.append(fix and fix.missed)
+        latents.append(stepped(solver, step, latents[-1], given[::-1]))
+    assert moved[:4] == [None] * 4 and moved[5] is None
+    first, last = ((latents[at] - clean[at]) / sigmas[at] for at in (1, 4))
+    again, predictions = latents[1], [clean[1], clean[0]]
+    for at in (1, 2, 3):
+        if at > 1:
+            slope = first + (last - first) * (sigmas[at] - 0.9) / (0.5 - 0.9)
+            predictions.insert(0, again - sigmas[at] * slope)
+        again = stepped(solver, steps[at], again, predictions)
+    torch.testing.assert_close(moved[4], again - latents[4])
+    torch.testing.assert_close(latents[5], stepped(solver, steps[4], again, [clean[4], *predictions]))
+    torch.testing.assert_close(latents[6], stepped(solver, steps[5], latents[5], [clean[5], clean[4]]))
 
 
-def test_nothing_is_corrected_in_the_last_step_and_without_a_gap():
+@every
+def test_nothing_is_corrected_in_the_last_step_and_without_a_gap(solver):
     repair, latent, clean = Repair(), first_latent(), first_latent(seed=2)
+    repair.solvers = (solver,)
     for sigma, following, is_computed in ((0.9, 0.6, True), (0.6, 0.3, True), (0.3, 0.1, False), (0.1, 0.0, True)):
-        assert repair.step(latent, clean * sigma, sigma, following, is_computed, True) is None
+        assert repair.step(latent, clean * sigma, sigma, following, is_computed) is None
 
 
-def test_every_picture_is_repaired_by_itself():
+@every
+def test_every_picture_is_repaired_by_itself(solver):
     many = torch.randn(3, 2, generator=torch.Generator().manual_seed(3))
-    alone = [solved(range(4, 18, 3), Repair(), picture) for picture in many.split(1)]
-    assert torch.equal(solved(range(4, 18, 3), Repair(), many), torch.cat(alone))
+    alone = [solved(range(4, 18, 3), Repair(), picture, solver) for picture in many.split(1)]
+    assert torch.equal(solved(range(4, 18, 3), Repair(), many, solver), torch.cat(alone))
 
 
-def test_outside_of_the_mask_nothing_is_moved():
+@every
+def test_outside_of_the_mask_nothing_is_moved(solver):
     mask, skipped = torch.tensor([[1.0, 0.0], [0.99, 1.0]]), range(3, 20, 2)
     repair, moves = Repair(mask), []
     step = repair.step
-    repair.step = lambda *given, **options: moves.append(step(*given, **options)) or moves[-1]
-    solved(skipped, repair)
-    moves = [move for move in moves if move is not None]
-    assert moves and all(((move != 0) == (mask == 1)).all() for move in moves)
+
+    def watched(latent, denoised, *given):
+        fix = step(latent, denoised, *given)
+        moves.extend([fix.denoised - denoised] if fix else [])
+        return fix
+
+    repair.step = watched
+    solved(skipped, repair, solver=solver)
+    assert len(moves) >= 8 and all(((move != 0) == (mask == 1)).all() for move in moves)
 
 
 def test_what_is_owed_until_it_is_known_is_made_up_for_later():
     """A step later: on the same path but for the slope that was evaluated meanwhile."""
     late = Repair()
     step = late.step
-    late.step = lambda *given, may_repair: step(*given, may_repair=given[2] < 0.75)
+
+    def at_first_uncertain(latent, denoised, sigma, *given):
+        late.solvers = SOLVERS if sigma >= 0.75 else (eulers_step,)
+        return step(latent, denoised, sigma, *given)
+
+    late.step = at_first_uncertain
     uncached = solved(())
     off, on = ((solved((3, 4, 7, 9, 11), repair) - uncached).norm() for repair in (None, late))
     assert on < off / 2
 
 
-# What is Euler's step
+# What step is whose
 
 
-def steps_seen(step, first_sigma=1.0, predict=lambda latent, sigma: torch.tanh(latent.roll(1, -1)) * (1 - sigma)):
+def solvers_seen(step, first_sigma=1.0, predict=lambda latent, sigma: torch.tanh(latent.roll(1, -1)) * (1 - sigma)):
+    """After each step: by which solvers it could have been made."""
     path, past, seen = LatentPath(), [], []
     sigmas = [first_sigma * sigma for sigma in SIGMAS[:12]]
     latent = first_sigma * torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
-    for before, (sigma, following) in zip([None, *sigmas], pairwise(sigmas)):
+    made = None
+    for following_step in map(Step, [None, *sigmas], sigmas, sigmas[1:]):
         reach(path, latent)
-        seen.append(path.is_euler_step(before, sigma) if before else None)
-        past.insert(0, (sigma, predict(latent, sigma), latent))
+        if made:
+            seen.append({solver for solver in SOLVERS if path.is_step_of(solver(made))})
+        past.insert(0, (following_step.sigma, predict(latent, following_step.sigma), latent))
         path.predicted(past[0][1])
-        latent = step(latent, sigma, following, past)
-    return seen[1:]
+        latent, made = step(latent, following_step.sigma, following_step.following, past), following_step
+    return seen
 
 
+@every
 @pytest.mark.parametrize("first_sigma", [1.0, 14.6, 80.0])
-def test_eulers_steps_are_told_from_all_others(first_sigma, monkeypatch):
+def test_each_solvers_steps_are_told_from_all_others(solver, first_sigma, monkeypatch):
     monkeypatch.setattr("cache_core.run.path.SAME_STEP", SAME_STEP / 8)  # far from the limit
-    assert steps_seen(euler, first_sigma) == [None, *[True] * 9]  # of the first step any method makes Euler's
-    assert set(steps_seen(two_steps, first_sigma)[1:]) == {False}
-    assert set(steps_seen(ancestral, first_sigma)) == {False}
+    assert solvers_seen(stepping(solver), first_sigma) == [set(SOLVERS), *[{solver}] * 9]  # the first is Euler's
 
 
-def test_where_predictions_do_not_change_any_method_steps_so():
+@pytest.mark.parametrize("step", [two_steps, ancestral])
+def test_other_steps_are_told_from_theirs(step):
+    assert set(map(frozenset, solvers_seen(step)[1:])) == {frozenset()}
+
+
+def test_where_predictions_do_not_change_all_step_so():
     still = first_latent().repeat(1, 1, 1)[0, :1, :1]
-    assert set(steps_seen(euler, predict=lambda latent, sigma: latent * 0 + still)) == {None}
-    assert set(steps_seen(two_steps, predict=lambda latent, sigma: latent - sigma * still)) <= {None}
+    assert all(seen == set(SOLVERS) for seen in solvers_seen(euler, predict=lambda latent, sigma: latent * 0 + still))
+    assert all(seen == set(SOLVERS) for seen in solvers_seen(two_steps, predict=lambda x, sigma: x - sigma * still))
 
 
 # In a run
@@ -174,13 +249,16 @@ def distance(latent, other):
 
 
 @each
-def test_a_repaired_run_is_closer_to_the_uncached_one(strategy):
-    uncached, _ = sampled(None)
-    off, plain = sampled(without(strategy))
-    on, sampling = sampled(strategy)
+@every
+def test_a_repaired_run_is_closer_to_the_uncached_one(strategy, solver):
+    step = stepping(solver)
+    uncached, _ = sampled(None, step)
+    off, plain = sampled(without(strategy), step)
+    on, sampling = sampled(strategy, step)
     report = sampling.report
     assert report.count("reused", "forecast") >= 6 and plain.report.count("reused", "forecast") >= 6
-    assert report.gaps_repaired >= 3 and f"{report.gaps_repaired} gaps repaired" in report.line()
+    found_late = solver is not eulers_step and strategy is BOTH[0]  # in its first gap one output was repeated
+    assert report.gaps_repaired >= 3 - found_late and f"{report.gaps_repaired} gaps repaired" in report.line()
     assert report.as_dict()["totals"]["gaps_repaired"] == report.gaps_repaired
     assert report.computed_share <= plain.report.computed_share + 0.05
     assert distance(on, uncached) < 0.8 * distance(off, uncached)
@@ -192,7 +270,7 @@ def test_another_sampler_is_left_alone(strategy, step):
     off, plain = sampled(without(strategy), step)
     on, sampling = sampled(strategy, step)
     assert torch.equal(on, off) and sampling.report.gaps_repaired == 0
-    assert UNREPAIRED.format(NOT_EULER) in sampling.report.notes
+    assert UNREPAIRED.format(UNKNOWN_SOLVER) in sampling.report.notes
     assert [call.action for call in sampling.report.calls] == [call.action for call in plain.report.calls]
 
 
@@ -276,11 +354,12 @@ def test_when_memory_runs_out_in_a_repair_the_run_goes_on_without(strategy, monk
     assert any("memory ran out" in note for note in sampling.report.notes) and sampling.run.state.repair is None
 
 
-def test_what_is_held_counts_both_latents():
+def test_what_is_held_counts_all_latents():
+    """Two, and until the solver is certain the prediction before."""
     latent, _ = first_latent(2), None
     (_, off), (_, on) = (sampled(strategy, latent=latent) for strategy in (without(BOTH[1]), BOTH[1]))
-    assert on.report.bytes_held == off.report.bytes_held + 2 * latent.nbytes
-    assert on.report.bytes_foretold == off.report.bytes_foretold + 2 * latent.nbytes
+    assert on.report.bytes_held == off.report.bytes_held + 3 * latent.nbytes
+    assert on.report.bytes_foretold == off.report.bytes_foretold + 3 * latent.nbytes
     on.run.free()
     assert on.run.state.repair is None
 

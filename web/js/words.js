@@ -72,7 +72,7 @@ const ENGLISH = {
   told_blocks: "blocks",
   told_modules: "modules",
   told_unrepaired: "gaps between computed steps are not repaired: {why}",
-  told_not_euler: "the sampler does not step as Euler's method does",
+  told_unknown_solver: "the sampler steps neither as euler nor as dpmpp_2m or res_multistep",
   told_too_high: "residual_diff_threshold is above {limit}",
   told_too_long: "computed steps are too far apart",
   told_level: "cache_level is {level}",

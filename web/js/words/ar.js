@@ -66,7 +66,7 @@ translate("ar", {
   told_blocks: "الكتل",
   told_modules: "الوحدات",
   told_unrepaired: "لا تُصلَح الفجوات بين الخطوات المحسوبة: {why}",
-  told_not_euler: "المُعايِن لا يتقدّم كطريقة أويلر",
+  told_unknown_solver: "المُعايِن لا يتقدّم كما يتقدّم euler أو dpmpp_2m أو res_multistep",
   told_too_high: "residual_diff_threshold أعلى من {limit}",
   told_too_long: "الخطوات المحسوبة متباعدة أكثر مما ينبغي",
   told_level: "cache_level هو {level}",

@@ -66,7 +66,7 @@ translate("de", {
   told_blocks: "Blöcken",
   told_modules: "Modulen",
   told_unrepaired: "Lücken zwischen berechneten Schritten werden nicht repariert: {why}",
-  told_not_euler: "der Sampler schreitet nicht wie Eulers Verfahren",
+  told_unknown_solver: "der Sampler schreitet weder wie euler noch wie dpmpp_2m oder res_multistep",
   told_too_high: "residual_diff_threshold liegt über {limit}",
   told_too_long: "die berechneten Schritte liegen zu weit auseinander",
   told_level: "cache_level ist {level}",

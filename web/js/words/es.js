@@ -68,7 +68,7 @@ translate("es", {
   told_blocks: "bloques",
   told_modules: "módulos",
   told_unrepaired: "los huecos entre pasos calculados no se reparan: {why}",
-  told_not_euler: "el sampler no avanza como el método de Euler",
+  told_unknown_solver: "el sampler no avanza como euler, dpmpp_2m ni res_multistep",
   told_too_high: "residual_diff_threshold es mayor que {limit}",
   told_too_long: "los pasos calculados están demasiado separados",
   told_level: "cache_level es {level}",

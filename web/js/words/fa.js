@@ -66,7 +66,7 @@ translate("fa", {
   told_blocks: "بلوک",
   told_modules: "ماژول",
   told_unrepaired: "شکاف‌های میان گام‌های محاسبه‌شده اصلاح نمی‌شوند: {why}",
-  told_not_euler: "نمونه‌گیر مانند روش اویلر پیش نمی‌رود",
+  told_unknown_solver: "نمونه‌گیر مانند euler، dpmpp_2m یا res_multistep پیش نمی‌رود",
   told_too_high: "residual_diff_threshold بالاتر از {limit} است",
   told_too_long: "گام‌های محاسبه‌شده بیش از حد از هم دورند",
   told_level: "cache_level برابر {level} است",

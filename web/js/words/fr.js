@@ -68,7 +68,7 @@ translate("fr", {
   told_blocks: "blocs",
   told_modules: "modules",
   told_unrepaired: "les intervalles entre étapes calculées ne sont pas réparés : {why}",
-  told_not_euler: "l'échantillonneur n'avance pas comme la méthode d'Euler",
+  told_unknown_solver: "l'échantillonneur n'avance ni comme euler, ni comme dpmpp_2m ou res_multistep",
   told_too_high: "residual_diff_threshold dépasse {limit}",
   told_too_long: "les étapes calculées sont trop éloignées",
   told_level: "cache_level vaut {level}",

@@ -66,7 +66,7 @@ translate("he", {
   told_blocks: "בלוקים",
   told_modules: "מודולים",
   told_unrepaired: "פערים בין צעדים מחושבים אינם מתוקנים: {why}",
-  told_not_euler: "הדוגם אינו מתקדם כשיטת אוילר",
+  told_unknown_solver: "הדוגם אינו מתקדם כמו euler, dpmpp_2m או res_multistep",
   told_too_high: "residual_diff_threshold גבוה מ־{limit}",
   told_too_long: "הצעדים המחושבים רחוקים מדי זה מזה",
   told_level: "cache_level הוא {level}",

@@ -66,7 +66,7 @@ translate("ja", {
   told_blocks: "ブロック",
   told_modules: "モジュール",
   told_unrepaired: "計算したステップの間の空きは修復されません：{why}",
-  told_not_euler: "サンプラーの進み方がオイラー法と違います",
+  told_unknown_solver: "サンプラーの進み方が euler、dpmpp_2m、res_multistep のどれとも違います",
   told_too_high: "residual_diff_threshold が {limit} を超えています",
   told_too_long: "計算したステップが離れすぎています",
   told_level: "cache_level が {level} です",

@@ -66,7 +66,7 @@ translate("ko", {
   told_blocks: "블록",
   told_modules: "모듈",
   told_unrepaired: "계산한 단계 사이의 틈을 바로잡지 않습니다: {why}",
-  told_not_euler: "샘플러가 오일러 방법처럼 나아가지 않습니다",
+  told_unknown_solver: "샘플러가 euler, dpmpp_2m, res_multistep 가운데 어느 것처럼도 나아가지 않습니다",
   told_too_high: "residual_diff_threshold가 {limit}보다 큽니다",
   told_too_long: "계산한 단계들이 너무 멀리 떨어져 있습니다",
   told_level: "cache_level이 {level}입니다",

@@ -68,7 +68,7 @@ translate("pt-BR", {
   told_blocks: "blocos",
   told_modules: "módulos",
   told_unrepaired: "as lacunas entre passos calculados não são reparadas: {why}",
-  told_not_euler: "o sampler não avança como o método de Euler",
+  told_unknown_solver: "o sampler não avança como euler, dpmpp_2m nem res_multistep",
   told_too_high: "residual_diff_threshold está acima de {limit}",
   told_too_long: "os passos calculados estão longe demais uns dos outros",
   told_level: "cache_level é {level}",

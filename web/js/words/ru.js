@@ -66,7 +66,7 @@ translate("ru", {
   told_blocks: "блоки",
   told_modules: "модули",
   told_unrepaired: "промежутки между вычисленными шагами не исправляются: {why}",
-  told_not_euler: "сэмплер шагает не по методу Эйлера",
+  told_unknown_solver: "сэмплер шагает не как euler, dpmpp_2m или res_multistep",
   told_too_high: "residual_diff_threshold больше {limit}",
   told_too_long: "вычисленные шаги слишком далеко друг от друга",
   told_level: "cache_level: {level}",

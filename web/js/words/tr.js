@@ -66,7 +66,7 @@ translate("tr", {
   told_blocks: "blok",
   told_modules: "modül",
   told_unrepaired: "hesaplanan adımlar arasındaki boşluklar onarılmıyor: {why}",
-  told_not_euler: "örnekleyici Euler yöntemi gibi ilerlemiyor",
+  told_unknown_solver: "örnekleyici euler, dpmpp_2m ya da res_multistep gibi ilerlemiyor",
   told_too_high: "residual_diff_threshold {limit} değerinin üstünde",
   told_too_long: "hesaplanan adımlar birbirinden çok uzak",
   told_level: "cache_level değeri {level}",

@@ -66,7 +66,7 @@ translate("zh-TW", {
   told_blocks: "區塊",
   told_modules: "模組",
   told_unrepaired: "計算步之間的間隔未修復：{why}",
-  told_not_euler: "取樣器的步進與歐拉法不同",
+  told_unknown_solver: "取樣器的步進與 euler、dpmpp_2m、res_multistep 都不同",
   told_too_high: "residual_diff_threshold 高於 {limit}",
   told_too_long: "計算步之間相隔太遠",
   told_level: "cache_level 為 {level}",

@@ -66,7 +66,7 @@ translate("zh", {
   told_blocks: "块",
   told_modules: "模块",
   told_unrepaired: "计算步之间的间隔未修复：{why}",
-  told_not_euler: "采样器的步进与欧拉法不同",
+  told_unknown_solver: "采样器的步进与 euler、dpmpp_2m、res_multistep 都不同",
   told_too_high: "residual_diff_threshold 高于 {limit}",
   told_too_long: "计算步之间相隔太远",
   told_level: "cache_level 为 {level}",
