@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-import numpy
-import torch
-from PIL import Image
+import video_pictures
 
 from cache_core.compare.quality import psnr
 from cache_core.compare.sheet import Cell, Label, draw
@@ -77,6 +74,7 @@ def main() -> None:
             _save("The same pictures, with less computed", shown, node, "cached")
         _write_comparison(server)
         _write_search(server)
+        video_pictures.write(server)
     label = Label("The demo model", "64 x 64, enlarged")
     _save("What it draws", [[label, *uncached]], "RefrainLoadDemo", "pictures")
 
@@ -89,9 +87,8 @@ def _picture(server: Server, name: str, number: int, node: str = "", settings: d
     graph[graph[node_id(graph, "KSampler")]["inputs"]["positive"][0]]["inputs"]["text"] = SHOWN[number]
     outputs = server.run(graph)["outputs"]
     (image,) = outputs[node_id(graph, "PreviewImage")]["images"]
-    pixels = numpy.asarray(Image.open(io.BytesIO(server.picture(image))).convert("RGB"), dtype=numpy.float32)
     (report,) = outputs[node_id(graph, "RefrainCacheReport")]["refrain_report"] if node else (None,)
-    return torch.from_numpy(pixels / 255).permute(2, 0, 1), report
+    return video_pictures.opened(server, image), report
 
 
 def _write_comparison(server: Server) -> None:

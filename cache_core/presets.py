@@ -18,7 +18,8 @@ from .strategy.strategy import Strategy
 QUALITIES = VISUALLY_IDENTICAL, BALANCED, FAST = ("visually identical", "balanced", "fast")
 WISH_FOR = dict(zip(QUALITIES, CLOSENESS, strict=True))  # what a search calls as much
 TOO_FEW_STEPS = MOST_FEW  # First Block Cache at 0.12 computes them all, forecasts are no closer than fewer steps
-DEMO, UNET, OTHER = "Refrain demo", "U-Net (SD 1.5, SDXL)", "any other"
+DEMO, VIDEO_DEMO = "Refrain demo", "Refrain video demo"
+UNET, OTHER = "U-Net (SD 1.5, SDXL)", "any other"
 NOTHING_TO_REUSE = (
     "With {steps} there is nothing to reuse, so the model is unchanged. Up to {most} steps each goes so far that "
     "First Block Cache computes them all, and forecasts are no closer than fewer steps (measured on the demo model at "
@@ -126,6 +127,7 @@ PRESETS: Mapping[str, Mapping[str, Preset]] = {
             "20 steps at flow shifts 1 to 6, 40 % of the blocks computed, 41 to 42 dB",
         ),
     ),
+    VIDEO_DEMO: _of(_cautious(0.05, _OTHER_WAN), _cautious(0.06, _OTHER_WAN), _cautious(0.08, _OTHER_WAN)),
     "Flux.1": _of(
         _published(0.06, "ParaAttention (FLUX.1-dev, 28 steps, 1.2x on an L20)"),
         _published(0.08, "ParaAttention (its default; FLUX.1-dev, 28 steps, 1.55x on an L20)"),

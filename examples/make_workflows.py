@@ -1,5 +1,7 @@
 """`python examples/make_workflows.py`: each of examples/api/ as a workflow for the template browser, and a card.
 
+The demo of videos as well, whose thumbnail is by benchmarks/video_pictures.py.
+
 Needs Pillow and a ComfyUI, which is asked for the order of its nodes' widgets.
 """
 
@@ -13,6 +15,7 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 WORKFLOWS = HERE.parent / "example_workflows"
+API = HERE / "api"
 NOTE = "note"
 WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", "COMFY_DYNAMICCOMBO_V3")
 GAP, TITLE, ROW = 30, 30, 26  # pixels
@@ -25,6 +28,7 @@ SMALL = (  # nothing to set: collapsed to their titles
 DRAWN = {  # height; a node that ComfyUI lacks is drawn with a line that says so
     **{"RefrainCacheReport": 430, "SaveImage": 400, "SaveVideo": 260, "LoadImage": 350},
     **{"QwenImage21Cache": 130, "MarkdownNote": 390},
+    **{"RefrainLoadVideoDemo": 90, "RefrainPyramidAttentionBroadcast": 452},
 }
 LONG, MORE = 1260, 70  # so many characters fill a note in Nodes 2.0; one of more is as much higher
 
@@ -40,12 +44,19 @@ def main() -> None:
     notes = json.loads((HERE / "about" / "notes.json").read_text(encoding="utf-8"))
     with Server() as server:
         info = newer_nodes() | server.get("/object_info")
-    for file in sorted((HERE / "api").glob("*.json")):
+    for name, file in prompts().items():
         prompt = json.loads(file.read_text(encoding="utf-8"))
-        made = workflow(prompt, info, models, notes[file.stem])
-        (WORKFLOWS / file.name).write_text(_text(made), encoding="utf-8")
-        card(notes[file.stem]).save(WORKFLOWS / f"{file.stem}.jpg", quality=90, optimize=True)
-        print(file.stem)
+        made = workflow(prompt, info, models, notes[name])
+        (WORKFLOWS / f"{name}.json").write_text(_text(made), encoding="utf-8")
+        if file.parent == API:
+            card(notes[name]).save(WORKFLOWS / f"{name}.jpg", quality=90, optimize=True)
+        print(name)
+
+
+def prompts() -> dict[str, Path]:
+    """The prompt in API format of each workflow that is made here, by its name. Others of the demo are made by hand."""
+    video = HERE.parent / "cache_core" / "demo" / "workflows" / "video.json"
+    return {file.stem: file for file in sorted(API.glob("*.json"))} | {"refrain_demo_video": video}
 
 
 def newer_nodes() -> dict[str, Any]:
@@ -215,7 +226,7 @@ def _typed(inputs: dict[str, Any], kinds: dict[str, list]) -> list[Any]:
 def _words(note: dict[str, Any], prompt: dict[str, Any], models: dict[str, Any]) -> str:
     used = [value for node in prompt.values() for value in node["inputs"].values() if str(value) in models]
     files = "\n".join(f"- `models/{models[file]['directory']}/`[{file}]({models[file]['url']})" for file in used)
-    return f"## {note['title']}\n\n{note['text']}\n\n### Files\n\n{files}\n"
+    return f"## {note['title']}\n\n{note['text']}\n" + (f"\n### Files\n\n{files}\n" if files else "")
 
 
 def _note(number: int, place: tuple, text: str) -> dict:

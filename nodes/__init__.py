@@ -1,4 +1,4 @@
-"""The nodes: forms around `with_cache`, what it did and what it changed, and the demo."""
+"""The nodes: forms around `with_cache`, what it did and what it changed, and the demos."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class RefrainExtension(ComfyExtension):
             await replacements.register()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        """A node for each strategy, those around them, the report and the demo. Called once, before questions come."""
+        """A node for each strategy, those around them, the report and the demos. Called once, before questions come."""
         nodes = [*map(cache_node, all_strategies()), CachePreset, ApplySettings, CacheReport]
         with _if_possible("comparing caches"):
             from .compare_node import CompareSettings
@@ -38,10 +38,10 @@ class RefrainExtension(ComfyExtension):
             from .find_node import FindSettings
 
             nodes.append(FindSettings)
-        with _if_possible("loading the demo"):
-            from .demo_node import LoadDemo
+        with _if_possible("loading the demos"):
+            from .demo_node import LoadDemo, LoadVideoDemo
 
-            nodes.append(LoadDemo)
+            nodes += [LoadDemo, LoadVideoDemo]
         with _if_possible("answering for the last runs"):
             add_routes()
         return nodes

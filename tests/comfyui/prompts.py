@@ -13,6 +13,7 @@ from cache_core.strategies import all_strategies
 from cache_core.strategies.first_block import FirstBlockCache
 from cache_core.strategy.strategy import Strategy
 
+DEMOS = ("RefrainLoadDemo", "RefrainLoadVideoDemo")  # the nodes that load one: they have no inputs
 VIDEO_WEIGHTS = "tiny_wan.safetensors"
 SAMPLERS = (
     "euler", "euler_ancestral", "heun", "dpm_2", "dpmpp_2s_ancestral", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_sde", "lcm",

@@ -162,11 +162,11 @@ def test_each_loader_says_where_its_file_comes_from(file):
     assert not [model for model in files if f"models/{MODELS[model]['directory']}/`[{model}]" not in note]
 
 
-@pytest.mark.parametrize("file", API, ids=stem)
-def test_a_workflow_is_what_the_script_makes_of_its_prompt(server, file):
+@pytest.mark.parametrize("name", making.prompts())
+def test_a_workflow_is_what_the_script_makes_of_its_prompt(server, name):
     """But for its looks and for outputs that nodes got since: saved workflows do without."""
-    made = making.workflow(read(file), NEWER | server.get("/object_info"), MODELS, ABOUT[file.stem])
-    kept = read(comfyui.PACK / "example_workflows" / file.name)
+    made = making.workflow(read(making.prompts()[name]), NEWER | server.get("/object_info"), MODELS, ABOUT[name])
+    kept = read(comfyui.PACK / "example_workflows" / f"{name}.json")
 
     looks = ("outputs", "pos", "size")
     for workflow_of in (made, kept):

@@ -10,7 +10,7 @@ from dataclasses import Field, dataclass, fields
 from typing import Any
 
 import pytest
-from prompts import CACHE, CACHE_NODES, FINGERPRINT, REPORT, SAMPLER, cache_node, demo, draw_settings, node
+from prompts import CACHE, CACHE_NODES, DEMOS, FINGERPRINT, REPORT, SAMPLER, cache_node, demo, draw_settings, node
 
 from cache_core.demo import server as comfyui
 
@@ -108,7 +108,7 @@ def test_junk_at_any_input_of_any_node_of_the_pack_is_refused_by_that_node(probe
             named = answer.ending == "refused" or (answer.ending == "error" and f" {at} is " in answer.said)
             wrong += [] if named and answer.at == "node" else [(name, at, value, answer)]
     assert not wrong
-    assert {name for name, *_ in tried} == set(info) - {"RefrainLoadDemo"}
+    assert {name for name, *_ in tried} == set(info) - set(DEMOS)
 
 
 def _inputs(about: dict[str, Any]) -> list[tuple[str, str, bool]]:

@@ -13,7 +13,7 @@ from PIL import Image
 
 from cache_core.demo.server import PACK, PromptRefused
 from cache_core.demo.workflows import node_id, set_inputs, workflow
-from cache_core.presets import DEMO, OTHER, PRESETS, TOO_FEW_STEPS, UNET, UNPUBLISHED
+from cache_core.presets import DEMO, OTHER, PRESETS, TOO_FEW_STEPS, UNET, UNPUBLISHED, VIDEO_DEMO
 
 REPORT = "RefrainCacheReport"
 SECOND = {  # a model of other weights, as the second expert of Wan 2.2 is one: 2 % smaller
@@ -251,10 +251,12 @@ def model_of(config, diffusion_model="WanModel"):
 def test_families_are_told_by_comfyuis_own_classes(comfy, demo):
     import comfy.supported_models
 
+    from cache_core.adapters.comfyui.demo import load_video_model
     from cache_core.adapters.comfyui.families import FAMILIES, family_of
 
-    assert set(FAMILIES.values()) | {DEMO, UNET, OTHER} == set(PRESETS) | set(UNPUBLISHED)
+    assert set(FAMILIES.values()) | {DEMO, VIDEO_DEMO, UNET, OTHER} == set(PRESETS) | set(UNPUBLISHED)
     assert family_of(demo.model()) == family_of(demo.model().clone()) == DEMO
+    assert family_of(load_video_model()) == VIDEO_DEMO
     for config, family in FAMILIES.items():
         if hasattr(comfy.supported_models, config):  # older ComfyUIs lack some
             assert family_of(model_of(config)) == family

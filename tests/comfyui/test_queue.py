@@ -9,6 +9,7 @@ import urllib.error
 
 import pytest
 from PIL import Image
+from prompts import DEMOS
 
 from cache_core.demo import server as comfyui
 from cache_core.demo.workflows import node_id, set_inputs, workflow
@@ -86,16 +87,16 @@ INPUTS = {  # name: (default, minimum, maximum) or (default, choices); saved wor
         "steps": (0, 0, 10000),
     },
     "RefrainApplySettings": {},
-    "RefrainLoadDemo": {},
+    **{loader: {} for loader in DEMOS},
     "RefrainCacheReport": {},
 }
 LINKED = {  # the others begin with a model
-    "RefrainLoadDemo": [],
+    **{loader: [] for loader in DEMOS},
     "RefrainCacheReport": ["samples"],
     "RefrainApplySettings": ["model", "settings"],
 }
 OUTPUTS = {  # the others have a model and its settings
-    "RefrainLoadDemo": ["model", "clip", "vae"],
+    **{loader: ["model", "clip", "vae"] for loader in DEMOS},
     "RefrainCacheReport": ["samples", "report", "text"],
     "RefrainApplySettings": ["model"],
     "RefrainCachePreset": ["model", "settings for another model", "choice"],

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 from conftest import Reports
+from prompts import DEMOS
 
 from cache_core.demo.server import PACK
 
@@ -121,7 +122,7 @@ def test_without_what_all_need_the_model_samples_as_it_is_and_one_sentence_says_
     without, sampled, plain, caplog, name
 ):
     pack = without(name)
-    assert OURS - pack.nodes <= ({"RefrainLoadDemo"} if name.endswith(".ModelPatcher") else set())
+    assert OURS - pack.nodes <= (set(DEMOS) if name.endswith(".ModelPatcher") else set())
     with caplog.at_level(logging.WARNING):
         latent, report = sampled(pack, "First Block Cache")
     assert name.rpartition(".")[2] in report.notes[0]

@@ -8,6 +8,7 @@ import urllib.error
 from pathlib import Path
 
 import pytest
+from prompts import DEMOS
 
 ROOT = Path(__file__).parents[2]
 LANGUAGES = ("en", "zh", "zh-TW", "ja", "ko", "fr", "de", "es", "ru", "ar", "tr", "pt-BR", "fa", "he")
@@ -142,7 +143,7 @@ def test_every_input_and_output_has_a_tooltip(nodes):
 def test_a_numbers_tooltip_says_which_way_it_goes_and_what_is_usual(nodes):
     for name, info in nodes.items():
         for setting, (kind, words) in inputs_of(info).items():
-            if kind in ("INT", "FLOAT") and name != "RefrainLoadDemo":
+            if kind in ("INT", "FLOAT") and name not in DEMOS:
                 assert DIRECTION.search(words["tooltip"]), (name, setting)
                 assert re.search(r"Usual: -?\d", words["tooltip"]), (name, setting)
 
@@ -166,13 +167,13 @@ def test_every_node_is_found_by_the_names_of_what_it_replaces(nodes):
     assert aliases["RefrainFirstBlockCache"] >= {"fbcache", "first block cache", "wavespeed", "teacache", "easycache"}
     assert aliases["RefrainTaylorSeerCache"] >= {"taylorseer cache", "cache-dit", "spectrum"}
     assert "pab" in aliases["RefrainPyramidAttentionBroadcast"]
-    assert all("cache" in found or name == "RefrainLoadDemo" for name, found in aliases.items())
+    assert all("cache" in found or name in DEMOS for name, found in aliases.items())
 
 
 def test_what_makes_things_faster_says_so_first_and_nothing_else_is_found_by_it(nodes):
     speed = {"speed up", "speedup", "faster", "accelerate", "acceleration", "performance", "optimize"}
     for name, info in nodes.items():
-        is_fast = "MODEL" in info["output"] and name != "RefrainLoadDemo"
+        is_fast = "MODEL" in info["output"] and name not in DEMOS
         assert bool(re.match(r"Makes [\w ]+ faster\. ", info["description"])) == is_fast, name
         assert speed <= set(info["search_aliases"]) if is_fast else not speed & set(info["search_aliases"]), name
     assert {"TeaCache", "EasyCache", "WaveSpeed"} <= set(nodes["RefrainCachePreset"]["search_aliases"])

@@ -10,6 +10,9 @@ from fnmatch import fnmatch
 import pytest
 from test_architecture import CORE, NODES, ROOT, imported, is_inside, named, tree_of
 
+from cache_core.demo import WAN_WEIGHTS
+from cache_core.demo.wan import COMFYUI_CONFIG
+
 ENTRY = ROOT / "__init__.py"
 SHIPPED = [ENTRY, *NODES, *CORE]
 MODULES = {  # what importing one of these, or something from it, makes a file able to do
@@ -230,7 +233,7 @@ def tracked(*patterns):
 def test_weights_come_as_safetensors_only():
     assert not tracked("*.pt", "*.pth", "*.ckpt", "*.bin", "*.pkl", "*.pickle", "*.npy", "*.npz", "*.joblib", "*.gguf")
     weights = tracked("cache_core/demo/weights/*")
-    assert {file.suffix for file in weights} == {".safetensors"} and len(weights) == 3
+    assert {file.suffix for file in weights} == {".safetensors"} and len(weights) == 4
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "cache_core/demo/weights").iterdir()), ids=lambda path: path.stem)
@@ -239,7 +242,10 @@ def test_a_weights_file_holds_tensors_and_no_more(path):
         (length,) = struct.unpack("<Q", file.read(8))
         header = json.loads(file.read(length))
         size = path.stat().st_size - 8 - length
-    assert set(header.pop("__metadata__", {})) <= {"format"}
+    told = header.pop("__metadata__", {})
+    if path == WAN_WEIGHTS:  # for ComfyUI's loader, which can't read it off the weights
+        assert json.loads(told.pop("config")) == {"transformer": COMFYUI_CONFIG}
+    assert set(told) <= {"format"}
     assert size == max(entry["data_offsets"][1] for entry in header.values())
 
 

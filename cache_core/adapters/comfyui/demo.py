@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import comfy.model_detection
@@ -13,10 +13,11 @@ import comfy.sd
 import comfy.utils
 import torch
 from comfy.model_patcher import ModelPatcher
-from torch import nn
+from einops import rearrange
+from torch import Tensor, nn
 
 from ...demo import FEW_STEP_LORAS, FLUX_HEADS, FLUX_WEIGHTS, VAE_WEIGHTS, WAN_HEADS, WAN_WEIGHTS, words
-from ...presets import DEMO
+from ...presets import DEMO, VIDEO_DEMO
 from . import families
 
 
@@ -43,7 +44,7 @@ def load_few_step_model(steps: int) -> ModelPatcher:
 def load_video_model() -> ModelPatcher:
     """The tiny Wan. Stock loaders read what its weights do not tell from the file's metadata, but for ComfyUI 0.8's."""
     model = _load(comfy.utils.load_torch_file(str(WAN_WEIGHTS)), num_heads=WAN_HEADS, text_dim=words.TOKEN_WIDTH)
-    model.set_attachments(families.KEY, DEMO)  # nor is it the Wan for which others published settings
+    model.set_attachments(families.KEY, VIDEO_DEMO)  # nor is it the Wan for which others published settings
     return model
 
 
@@ -54,9 +55,16 @@ def load_clip() -> comfy.sd.CLIP:
 
 def load_vae() -> comfy.sd.VAE:
     """The tiny VAE, as the stock VAE loader would load it."""
-    vae = comfy.sd.VAE(sd=comfy.utils.load_torch_file(str(VAE_WEIGHTS)))
-    vae.throw_exception_if_invalid()
-    return vae
+    return _load_vae(comfy.sd.VAE)
+
+
+def load_video_vae() -> comfy.sd.VAE:
+    """The same for the tiny Wan's latents. The stock one decodes the first frame of a video only."""
+
+    class VideoVAE(_FrameByFrame, comfy.sd.VAE):
+        pass
+
+    return _load_vae(VideoVAE)
 
 
 def shifted(model: ModelPatcher, shift: float, multiplier: float = 1.0) -> ModelPatcher:
@@ -116,6 +124,43 @@ def _load(weights: dict[str, torch.Tensor], **told: Any) -> ModelPatcher:
     model.load_model_weights(weights, "")
     offload_device = comfy.model_management.unet_offload_device()
     return ModelPatcher(model.to(offload_device), device, offload_device)
+
+
+def _load_vae(kind: type[comfy.sd.VAE]) -> comfy.sd.VAE:
+    vae = kind(sd=comfy.utils.load_torch_file(str(VAE_WEIGHTS)))
+    vae.throw_exception_if_invalid()
+    return vae
+
+
+class _FrameByFrame:
+    """Before ComfyUI's VAE of pictures: the frames of videos are so many pictures to it."""
+
+    def decode(self, samples_in: Tensor, *args: Any, **options: Any) -> Tensor:
+        return _decoded(super().decode, samples_in, *args, **options)
+
+    def decode_tiled(self, samples: Tensor, *args: Any, **options: Any) -> Tensor:
+        return _decoded(super().decode_tiled, samples, *args, **options)
+
+    def encode(self, pixel_samples: Tensor) -> Tensor:
+        return _encoded(super().encode, pixel_samples)
+
+    def encode_tiled(self, pixel_samples: Tensor, *args: Any, **options: Any) -> Tensor:
+        return _encoded(super().encode_tiled, pixel_samples, *args, **options)
+
+
+def _decoded(decode: Callable[..., Tensor], latents: Tensor, *args: Any, **options: Any) -> Tensor:
+    """Videos (batch, frames, height, width, 3) of latents (batch, 16, frames, h, w); pictures of pictures' latents."""
+    if latents.ndim == 4:
+        return decode(latents, *args, **options)
+    pictures = decode(rearrange(latents, "batch c frames h w -> (batch frames) c h w"), *args, **options)
+    return rearrange(pictures, "(batch frames) h w color -> batch frames h w color", batch=len(latents))
+
+
+def _encoded(encode: Callable[..., Tensor], pictures: Tensor, *args: Any, **options: Any) -> Tensor:
+    """Latents of videos. Pictures (frames, height, width, 3) are one video, as to ComfyUI's VAEs of videos."""
+    videos = pictures if pictures.ndim == 5 else pictures[None]
+    latents = encode(rearrange(videos, "batch frames h w color -> (batch frames) h w color"), *args, **options)
+    return rearrange(latents, "(batch frames) c h w -> batch c frames h w", batch=len(videos))
 
 
 class _Tokenizer:
