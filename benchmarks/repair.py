@@ -1,9 +1,9 @@
 """What the setting `repair` changes: closeness to the uncached pictures with it and without, picture by picture.
 
-    PYTHON benchmarks/repair.py [--pictures N]
+    PYTHON benchmarks/repair.py [--pictures N] [--sampler NAME]
 
-with ComfyUI's Python, on its CPU. The trained demo model, 20 Euler steps, cfg 3, at flow shifts 1, 3 and 6, prompts and
-seeds as in quality.py. Prints the table that is in docs/benchmarks/README.md.
+with ComfyUI's Python, on its CPU. The trained demo model, 20 steps, cfg 3, at flow shifts 1, 3 and 6, prompts and seeds
+as in quality.py. Prints the table that is in docs/benchmarks/README.md.
 """
 
 from __future__ import annotations
@@ -23,15 +23,16 @@ def main() -> None:
     """Sample, judge, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pictures", type=int, default=16)
-    pictures = parser.parse_args().pictures
+    parser.add_argument("--sampler", default="euler")
+    asked = parser.parse_args()
     torch.set_num_threads(1)
     print("| cache | shift | median | worst | blocks | paired | closer in |\n|---|---|---|---|---|---|---|")
     with torch.no_grad():
-        for line in table(InComfyUI(), pictures):
+        for line in table(InComfyUI(), asked.pictures, asked.sampler):
             print(line, flush=True)
 
 
-def table(demo: InComfyUI, pictures: int):
+def table(demo: InComfyUI, pictures: int, sampler: str):
     """A line for each cache and shift."""
     from quality_rows import Row, uncached
 
@@ -44,10 +45,12 @@ def table(demo: InComfyUI, pictures: int):
         Row("TaylorSeer, interval 2, level `model`", strategy=TaylorSeerCache(cache_interval=2, cache_level="model")),
     ]
     for shift in Pictures.shifts:
-        whole = sampled(demo, uncached(), shift, pictures)
+        whole = sampled(demo, replace(uncached(), sampler=sampler), shift, pictures)
         for row in caches:
             off, on = (
-                sampled(demo, replace(row, strategy=replace(row.strategy, repair=repair)), shift, pictures)
+                sampled(
+                    demo, replace(row, sampler=sampler, strategy=replace(row.strategy, repair=repair)), shift, pictures
+                )
                 for repair in ("off", "on")
             )
             yield line(row.method, shift, whole, off, on)
