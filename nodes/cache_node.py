@@ -10,6 +10,7 @@ from comfy_api.latest import io
 from ..cache_core.adapters.comfyui import strategies_of
 from ..cache_core.strategy.strategy import Strategy
 from .compat import KNOWS_ADVANCED, SEARCH_ALIASES, own_id, schema
+from .inputs import check_names
 from .settings_node import settings_output, with_caches
 
 
@@ -38,6 +39,7 @@ def cache_node(strategy: type[Strategy]) -> type[io.ComfyNode]:
 
         @classmethod
         def execute(cls, model: Any, **settings: Any) -> io.NodeOutput:
+            check_names(cls, *settings)
             cached = with_caches(model, [strategy(**settings)], own_id(cls))
             return io.NodeOutput(cached, strategies_of(cached))
 

@@ -36,13 +36,25 @@ LINKED: dict[str, tuple[Callable[[Any], bool], str]] = {  # how each is told, an
 
 def check_inputs(node: Any, /, **values: Any) -> None:
     """Raises ValueError, in words, for the first of a node's inputs that is not what its schema says."""
-    schema = node.define_schema()
+    schema = check_names(node, *values)
     for given in schema.inputs:
         value = values.get(given.id)
         if given.id not in values or (given.optional and value is None):
             continue
         if remedy := _remedy(given, value):
             raise ValueError(f"{schema.display_name}: {given.id} is {reprlib.repr(value)}. {remedy}.")
+
+
+def check_names(node: Any, /, *names: str) -> Any:
+    """Raises ValueError, in words, for the first that names no input of the node: ComfyUI lets links to such pass.
+    Returns the node's schema.
+    """
+    schema = node.define_schema()
+    known = [given.id for given in schema.inputs]
+    for name in names:
+        if name not in known:
+            raise ValueError(f"{schema.display_name}: there is no input {name}. Its inputs are: {', '.join(known)}.")
+    return schema
 
 
 def _remedy(given: Any, value: Any) -> str:

@@ -44,8 +44,8 @@ class Stage(NamedTuple):
 
 STAGES = (
     Stage(0.12, 64, 5, 16, 0.8),
-    Stage(0.6, 64, 5, 16, 0.8, every=3),
-    Stage(0.78, 64, wan.FRAMES, 6, 1.0),
+    Stage(0.6, 64, 5, 16, 1.2, every=3),
+    Stage(0.78, 64, wan.FRAMES, 6, 1.2),
     Stage(1.0, wan.SIZE, wan.FRAMES, 3, 1.3),
 )
 MUON_RATE, ADAM_RATE = 12e-3, 3e-3

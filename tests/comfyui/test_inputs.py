@@ -111,6 +111,17 @@ def test_junk_at_any_input_of_any_node_of_the_pack_is_refused_by_that_node(probe
     assert {name for name, *_ in tried} == set(info) - set(DEMOS)
 
 
+def test_a_link_to_no_input_of_a_node_is_refused_by_that_node(probed):
+    info = {name: about for name, about in probed.get("/object_info").items() if about["category"] == "Refrain"}
+    takes_no_others = {"RefrainCacheReport", "RefrainCachePreset", "RefrainApplySettings", *DEMOS}  # Python says so
+    for name in set(info) - takes_no_others:
+        prompt = _prompt_around(name, info)
+        prompt["node"]["inputs"]["cached_a"] = ["1", 0]
+        answer = answer_to(probed, prompt)
+        refusal = f"{info[name]['display_name']}: there is no input cached_a. Its inputs are: "
+        assert answer.at == "node" and refusal in answer.said, answer
+
+
 def _inputs(about: dict[str, Any]) -> list[tuple[str, str, bool]]:
     """Name, type and whether it must be given, of each input of a node."""
     return [
