@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from .setting import setting
-from .step import Schedule, Step
+from .step import ONE_STEP, Schedule, Step
 from .strategy import Strategy
 
 OUTSIDE = "outside start_percent to end_percent"
@@ -59,7 +59,7 @@ def none_between(strategy: Strategy, schedule: Schedule) -> str:
     """That no step of the schedule after its first lies in it; "" if one does."""
     if {*range(1, schedule.count)} - {*steps_outside(strategy, schedule)}:
         return ""
-    return "no step after the first is within start_percent to end_percent"
+    return ONE_STEP if schedule.count == 1 else "no step after the first is within start_percent to end_percent"
 
 
 def wrong_way_round(strategy: Strategy) -> str:

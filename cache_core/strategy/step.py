@@ -10,6 +10,7 @@ from itertools import accumulate, pairwise
 from typing import Any
 
 HIGHEST_FLOW_SIGMA = 1.5  # flow models end at 1, the others begin far above
+ONE_STEP = "a single step has none before it to reuse"
 SAME_SIGMA = 1e-5  # relative: float32 arithmetic moves a sigma in its last digits
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from .setting import setting
 from .spacing import lasts
-from .step import SAME_SIGMA, Schedule, Step
+from .step import ONE_STEP, SAME_SIGMA, Schedule, Step
 from .strategy import Strategy
 
 Window = tuple[int, int]  # start, end
@@ -95,4 +95,4 @@ def obstacle_in(strategy: Strategy, names: Sequence[str], schedule: Schedule) ->
     timesteps = schedule.timesteps[1 : schedule.count]
     if any(_is_inside(_window(strategy, name), timestep) for name in names for timestep in timesteps):
         return ""
-    return "no step after the first is within the timesteps to skip"
+    return ONE_STEP if schedule.count == 1 else "no step after the first is within the timesteps to skip"

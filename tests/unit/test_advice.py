@@ -86,8 +86,8 @@ DRAFT = dict(few_steps="draft")
         (PyramidAttentionBroadcast(), 6, "0 reused: with only 6 steps each one changes so much"),
         (TaylorSeerCache(**DRAFT), 3, "0 reused: 3 steps are too few for warm-up 3 and interval 3."),
         (TaylorSeerCache(**DRAFT), 1, "0 reused: 1 step is too few for warm-up 3 and interval 3."),
-        (FirstBlockCache(), 1, "0 reused: no step after the first is within start_percent to end_percent."),
-        (PyramidAttentionBroadcast(**DRAFT), 1, "0 reused: no step after the first is within the timesteps to skip."),
+        (FirstBlockCache(), 1, "0 reused: a single step has none before it to reuse."),
+        (PyramidAttentionBroadcast(**DRAFT), 1, "0 reused: a single step has none before it to reuse."),
         (
             TaylorSeerCache(disable_cache_before_step=10),
             10,
