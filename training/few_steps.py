@@ -15,7 +15,7 @@ import copy
 import random
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import save_file
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from cache_core.demo import codec
-from cache_core.demo.sampling import encode_prompts, load_transformer, shifted, velocity
+from cache_core.demo.sampling import Velocity, encode_prompts, load_transformer, shifted, velocity
 
 from .clock import LossLog, every
 from .data import random_pictures
@@ -70,7 +70,7 @@ def loras(transformer: nn.Module) -> Iterator[tuple[str, LowRank]]:
 
 def distillation_loss(
     student: nn.Module, teacher: nn.Module, steps: int, guidance: float, latents: Tensor, texts: tuple[Tensor, Tensor],
-    generator: torch.Generator,
+    generator: torch.Generator, velocity: Velocity = velocity,
 ) -> Tensor:  # fmt: skip
     """How far one step of the student, of so many, is from two of the teacher: mean squared error of the velocity."""
     index = torch.randint(steps, (len(latents),), generator=generator)
@@ -78,7 +78,7 @@ def distillation_loss(
     noise = torch.randn(latents.shape, generator=generator)
     noisy = torch.lerp(latents, noise, _of_pictures(start))
     with torch.no_grad():
-        guided = partial(_guided, teacher, guidance=guidance, texts=texts)
+        guided = partial(_guided, teacher, guidance=guidance, texts=texts, velocity=velocity)
         half = noisy + _of_pictures(middle - start) * guided(noisy, start)
         reached = half + _of_pictures(end - middle) * guided(half, middle)
     wanted = (reached - noisy) / _of_pictures(end - start)
@@ -88,7 +88,8 @@ def distillation_loss(
 class Distillation:
     """A student and its teacher, and how far they are: so many training steps for each of STUDENTS."""
 
-    def __init__(self, transformer: nn.Module, steps_each: int) -> None:
+    def __init__(self, transformer: nn.Module, steps_each: int, bfloat16: bool = False) -> None:
+        self.velocity = _in_bfloat16 if bfloat16 else velocity
         self.student = with_lora(transformer)
         self.teacher = copy.deepcopy(self.student).requires_grad_(False)
         self.weights = [weight for weight in self.student.parameters() if weight.requires_grad]
@@ -111,7 +112,7 @@ class Distillation:
         generator = torch.Generator().manual_seed(chance.getrandbits(60))
         pictures, prompts = random_pictures(BATCH, chance)
         first = self.steps < self.steps_each
-        given = (codec.encode(pictures), encode_prompts(prompts), generator)
+        given = (codec.encode(pictures), encode_prompts(prompts), generator, self.velocity)
         loss = distillation_loss(self.student, self.teacher, self.students_steps, GUIDANCE if first else 1.0, *given)
         self.optimizer.zero_grad()
         loss.backward()
@@ -151,13 +152,19 @@ def export(student: nn.Module, path: Path) -> None:
 
 
 def _guided(
-    transformer: nn.Module, noisy: Tensor, sigmas: Tensor, guidance: float, texts: tuple[Tensor, Tensor]
-) -> Tensor:
+    transformer: nn.Module, noisy: Tensor, sigmas: Tensor, guidance: float, texts: tuple[Tensor, Tensor],
+    velocity: Velocity,
+) -> Tensor:  # fmt: skip
     with_prompt = velocity(transformer, noisy, sigmas, *texts)
     if guidance == 1.0:
         return with_prompt
     empty = encode_prompts([""] * len(noisy))
     return torch.lerp(velocity(transformer, noisy, sigmas, *empty), with_prompt, guidance)
+
+
+def _in_bfloat16(*given: Any) -> Tensor:
+    with torch.autocast("cpu", torch.bfloat16):
+        return velocity(*given)
 
 
 def _of_pictures(numbers: Tensor) -> Tensor:
@@ -174,9 +181,10 @@ def main() -> None:
     parser.add_argument(
         "--out", type=Path, required=True, help="the steps are added to its name; beside it .checkpoint"
     )
+    parser.add_argument("--bfloat16", action="store_true", help="faster, on processors with bfloat16 units only")
     arguments = parser.parse_args()
     torch.manual_seed(0)
-    distillation = Distillation(load_transformer(), arguments.steps)
+    distillation = Distillation(load_transformer(), arguments.steps, arguments.bfloat16)
     checkpoint, to_save = arguments.out.with_suffix(".checkpoint"), every(SAVED_EVERY)
     if checkpoint.exists():
         distillation.go_on_from(torch.load(checkpoint))

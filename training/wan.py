@@ -120,7 +120,7 @@ def _draw(videos: Tensor, path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=9000)
+    parser.add_argument("--steps", type=int, default=7500)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True, help="beside it: .checkpoint, and .png of some videos")
     parser.add_argument("--bfloat16", action="store_true", help="faster, on processors with bfloat16 units only")
