@@ -22,17 +22,22 @@ CLOSENESS = (18.0, 64.0)  # dB
 COST = (0.2, 1.15)
 TITLE = """Cached pictures against the uncached ones: closer is higher, cheaper is further left
 demo model in {through}, {steps} Euler steps, cfg {cfg:g}, median of {pictures} pictures; each point is a setting"""
-FOOTNOTE = (
-    "PAB, Pyramid Attention Broadcast, runs all blocks and saves inside them: next to nothing with this model's 24 "
-    "tokens. Video models have tens of thousands.\nEasyCache is handed a clone of its input. As shipped it overwrites "
-    "the input of a float32 model, and most of its points would be below this picture."
+FAINT = "Faint points: another setting of the same method is both closer and cheaper."
+FEW_TOKENS = "PAB, Pyramid Attention Broadcast, saves inside of blocks: next to nothing with this model's 24 tokens."
+EASYCACHE = (
+    "EasyCache is handed a clone of its input. As shipped it overwrites the input of a float32 model, and most of its "
+    "points would be below this picture."
 )
+FOOTNOTES = {  # under the picture of which model
+    "picture": f"{FAINT} {FEW_TOKENS}\n{EASYCACHE}",
+    "video": f"{FAINT} {EASYCACHE}",
+}
 COSTS = {"blocks": "blocks computed", "time": "time taken"}
 
 
 @dataclass(frozen=True)
 class Look:
-    """How a method is drawn, in colours of Okabe and Ito, which colour-blind people can tell apart."""
+    """How a method and its variants are drawn, in colours of Okabe and Ito, which the colour-blind can tell apart."""
 
     method: str
     label: str
@@ -46,6 +51,7 @@ PointsOf = dict[Look, list[tuple[float, float]]]  # (cost, closeness) of each se
 
 LOOKS = (
     Look(FEWER_STEPS, "fewer steps,\nno cache", "#000000", "", width=4.5),
+    Look("Fewer steps", "fewer steps,\nother samplers", "#000000", "", width=1.5, dashes=":"),
     Look("First Block Cache", "First Block Cache", "#0072B2", "o"),
     Look("TaylorSeer", "TaylorSeer", "#D55E00", "s"),
     Look("TaylorSeer as published", "TaylorSeer\nas published", "#B07800", "s", dashes="--"),
@@ -62,13 +68,15 @@ def draw(results: Results, file: Path) -> None:
     figure, panels = plt.subplots(len(COSTS), len(shifts), figsize=(17, 12.4), sharey=True, squeeze=False)
     figure.subplots_adjust(left=0.045, right=0.99, top=0.9, bottom=0.095, wspace=0.05, hspace=0.22)
     figure.suptitle(TITLE.format(**made), fontsize=15)
-    figure.text(0.5, 0.015, FOOTNOTE, fontsize=12, ha="center", color="#333333")
+    figure.text(0.5, 0.015, FOOTNOTES.get(made["model"], FAINT), fontsize=12, ha="center", color="#333333")
     for line, cost in zip(panels, COSTS):
         line[0].set_ylabel("PSNR to the uncached picture, dB", fontsize=12)
         for panel, shift in zip(line, shifts):
-            points_of = {look: _points(results, look, shift, cost) for look in LOOKS}
+            all_of = {look: _points(results, look, shift, cost) for look in LOOKS}
+            points_of = {look: _best(points) for look, points in all_of.items()}
             panel.set(xlim=COST, ylim=CLOSENESS, title=f"flow shift {shift:g}")
             panel.set_xlabel(f"{COSTS[cost]}, of the uncached run", fontsize=12)
+            _draw_faint(panel, all_of)
             _draw_lines(panel, points_of)
             _write_names(panel, points_of)
     figure.savefig(file, dpi=100)
@@ -76,9 +84,31 @@ def draw(results: Results, file: Path) -> None:
 
 
 def _points(results: Results, look: Look, shift: float, cost: str) -> list[tuple[float, float]]:
-    """(cost, closeness) of each setting that reused anything, from careful to fast."""
-    points = ((result.median(cost), result.median("psnr")) for result in results.of(shift, look.method))
+    """(cost, closeness) of each setting of a method and its variants that reused anything."""
+    own = (result for result in results.of(shift) if _look_of(result.method) is look)
+    points = ((result.median(cost), result.median("psnr")) for result in own)
     return [(spent, closeness) for spent, closeness in points if closeness < IDENTICAL]
+
+
+def _look_of(method: str) -> Look | None:
+    """That of the method, or of the one of which this is a variant."""
+    fitting = [look for look in LOOKS if f"{method} ".startswith((f"{look.method} ", f"{look.method},"))]
+    return max(fitting, key=lambda look: len(look.method), default=None)
+
+
+def _best(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Those than which none is both closer and cheaper, from dear to cheap."""
+    kept: list[tuple[float, float]] = []
+    for spent, closeness in sorted(points, key=lambda point: (point[0], -point[1])):
+        if not kept or closeness > kept[-1][1]:
+            kept.append((spent, closeness))
+    return kept[::-1]
+
+
+def _draw_faint(panel: Axes, all_of: PointsOf) -> None:
+    for look, points in all_of.items():
+        if points and look.marker:
+            panel.plot(*zip(*points), color=look.color, marker=look.marker, linestyle="", alpha=0.3, markersize=5)
 
 
 def _draw_lines(panel: Axes, points_of: PointsOf) -> None:

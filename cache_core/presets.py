@@ -23,7 +23,7 @@ UNET, OTHER = "U-Net (SD 1.5, SDXL)", "any other"
 NOTHING_TO_REUSE = (
     "With {steps} there is nothing to reuse, so the model is unchanged. Up to {most} steps each goes so far that "
     "First Block Cache computes them all, and forecasts are no closer than fewer steps (measured on the demo model at "
-    "flow shift 3). Models distilled to few steps change as much in each: others report gains on them for drafts only."
+    "flow shift 3, also distilled to few steps). Others report gains for drafts only."
 )
 UNPUBLISHED = ("HunyuanVideo 1.5", "HiDream", "ACE-Step", "Anima", "Kandinsky 5", "Chroma")  # they get "any other"
 SHOWN = "Compare Cache Settings shows what it does to your pictures."

@@ -233,7 +233,7 @@ def tracked(*patterns):
 def test_weights_come_as_safetensors_only():
     assert not tracked("*.pt", "*.pth", "*.ckpt", "*.bin", "*.pkl", "*.pickle", "*.npy", "*.npz", "*.joblib", "*.gguf")
     weights = tracked("cache_core/demo/weights/*")
-    assert {file.suffix for file in weights} == {".safetensors"} and len(weights) == 4
+    assert {file.suffix for file in weights} == {".safetensors"} and len(weights) == 6
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "cache_core/demo/weights").iterdir()), ids=lambda path: path.stem)
