@@ -120,7 +120,7 @@ class Videos(Pictures):
     name, file, title = "video", "video", "videos"
     shifts = (3.0, 8.0)  # ComfyUI's own for Wan is 8
     multiplier = 1000.0
-    count = 8
+    count = 6
     batch = 1
     planned_runs = 1
 
