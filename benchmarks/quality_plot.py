@@ -20,8 +20,8 @@ from quality_rows import FEWER_STEPS
 
 CLOSENESS = (18.0, 64.0)  # dB
 COST = (0.2, 1.15)
-TITLE = """Cached pictures against the uncached ones: closer is higher, cheaper is further left
-demo model in {through}, {steps} Euler steps, cfg {cfg:g}, median of {pictures} pictures; each point is a setting"""
+TITLE = """Cached {title} against the uncached ones: closer is higher, cheaper is further left
+demo model in {through}, {steps} Euler steps, cfg {cfg:g}, median of {pictures}; each point is a setting"""
 FAINT = "Faint points: another setting of the same method is both closer and cheaper."
 FEW_TOKENS = "PAB, Pyramid Attention Broadcast, saves inside of blocks: next to nothing with this model's 24 tokens."
 EASYCACHE = (
@@ -30,7 +30,7 @@ EASYCACHE = (
 )
 FOOTNOTES = {  # under the picture of which model
     "picture": f"{FAINT} {FEW_TOKENS}\n{EASYCACHE}",
-    "video": f"{FAINT} {EASYCACHE}",
+    "video": f"{FAINT}\n{EASYCACHE}",
 }
 COSTS = {"blocks": "blocks computed", "time": "time taken"}
 

@@ -10,7 +10,17 @@ import pytest
 
 from cache_core import Schedule
 from cache_core.compare.side_by_side import described
-from cache_core.presets import DEMO, OTHER, PRESETS, QUALITIES, TOO_FEW_STEPS, UNET, UNPUBLISHED, choose
+from cache_core.presets import (
+    DEMO,
+    OTHER,
+    PRESETS,
+    QUALITIES,
+    TOO_FEW_STEPS,
+    UNET,
+    UNPUBLISHED,
+    VIDEO_DEMO,
+    choose,
+)
 from cache_core.strategies.first_block import FirstBlockCache
 from cache_core.strategies.taylorseer import TaylorSeerCache
 
@@ -40,8 +50,8 @@ def test_a_preset_is_on_and_says_on_whose_word_it_is(family, quality):
     assert ("cautious" in choice.words) == (preset.evidence == "cautious")
 
 
-def test_only_the_demo_is_called_measured():
-    assert {family for family, quality in ALL if PRESETS[family][quality].evidence == "measured"} == {DEMO}
+def test_only_the_demos_are_called_measured():
+    assert {family for family, quality in ALL if PRESETS[family][quality].evidence == "measured"} == {DEMO, VIDEO_DEMO}
 
 
 @pytest.mark.parametrize("family", PRESETS)
@@ -51,7 +61,7 @@ def test_each_quality_is_bolder_than_the_one_before(family):
         assert type(before) is not type(after) or boldness(before) < boldness(after)
 
 
-@pytest.mark.parametrize("family", [family for family in PRESETS if family != DEMO])
+@pytest.mark.parametrize("family", [family for family in PRESETS if family not in (DEMO, VIDEO_DEMO)])
 def test_nothing_cautious_is_bolder_than_what_others_published_for_the_family(family):
     presets = PRESETS[family].values()
     published = [boldness(preset.strategy) for preset in presets if preset.evidence == "published"]
@@ -132,10 +142,11 @@ def table():
     return "\n".join(lines)
 
 
+@pytest.mark.parametrize("family", [DEMO, VIDEO_DEMO])
 @pytest.mark.parametrize("quality", QUALITIES)
-def test_what_is_called_measured_is_what_the_benchmark_measured(quality):
-    preset = PRESETS[DEMO][quality]
-    rows = benchmarked(preset.strategy)
+def test_what_is_called_measured_is_what_the_benchmark_measured(family, quality):
+    preset = PRESETS[family][quality]
+    rows = benchmarked(family, preset.strategy)
     for unit, numbers in (
         ("%", [100 * median(row["blocks"]) for row in rows]),
         ("dB", [median(row["psnr"]) for row in rows]),
@@ -144,12 +155,14 @@ def test_what_is_called_measured_is_what_the_benchmark_measured(quality):
         assert [int(low), int(high or low)] == [round(min(numbers)), round(max(numbers))]
 
 
-def benchmarked(strategy):
+def benchmarked(family, strategy):
     """The benchmark's rows of this strategy, one for each flow shift."""
-    setting = f"threshold {strategy.residual_diff_threshold:g}" if strategy.title == "First Block Cache" else ""
-    setting = setting or f"interval {strategy.cache_interval}"
-    results = json.loads((DOCS / "benchmarks" / "quality.json").read_text(encoding="utf-8"))["results"]
+    file, shifts = {DEMO: ("quality.json", [1.0, 3.0, 6.0]), VIDEO_DEMO: ("video.json", [3.0, 8.0])}[family]
+    results = json.loads((DOCS / "benchmarks" / file).read_text(encoding="utf-8"))["results"]
     method = strategy.title.removesuffix(" Cache") if strategy.title.startswith("Taylor") else strategy.title
+    method += ", repair" if strategy.repair == "on" else ""
+    is_first = strategy.title == "First Block Cache"
+    setting = f"threshold {strategy.residual_diff_threshold:g}" if is_first else f"interval {strategy.cache_interval}"
     rows = [row for row in results if (row["method"], row["setting"]) == (method, setting)]
-    assert sorted(row["shift"] for row in rows) == [1.0, 3.0, 6.0]
+    assert sorted(row["shift"] for row in rows) == shifts
     return rows

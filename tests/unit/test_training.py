@@ -38,7 +38,7 @@ def test_a_killed_run_goes_on_with_the_losses_it_would_have_had(tmp_path):
 
 
 def test_each_stage_has_its_share_of_the_steps():
-    stages = [training.stage_of(step / 100) for step in (0, 26, 27, 59, 60, 78, 100)]
+    stages = [training.stage_of(step / 100) for step in (0, 11, 12, 59, 60, 78, 100)]
     assert [stage.size for stage in stages] == [64, 64, 64, 64, 64, 96, 96]
     assert [stage.frames for stage in stages] == [5, 5, 5, 5, 15, 15, 15]
     assert [stage.every for stage in stages] == [1, 1, 3, 3, 1, 1, 1]
