@@ -122,7 +122,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=SUBJECTS, default="picture", help="which of the demo's models")
     parser.add_argument("--quick", action="store_true", help="2 pictures: to see that it runs")
-    parser.add_argument("--pictures", type=int, help="or videos; 16 or 8 unless told")
+    parser.add_argument("--pictures", type=int, help="or videos; 16 or 6 unless told")
     parser.add_argument("--workers", type=int, default=2, help="processes at once, of one thread each")
     parser.add_argument("--out", type=Path, help="docs/benchmarks unless told; build/quality with --quick")
     parser.add_argument("--redraw", action="store_true", help="tables and plot from the numbers kept there")
