@@ -7,6 +7,8 @@ from comfy_api.latest import io
 from ..cache_core.adapters.comfyui.demo import load_clip, load_model, load_vae, load_video_model, load_video_vae
 from .compat import schema
 
+FEW_WORDS = "Its text encoder. It knows a few words; others change little."
+
 
 class LoadDemo(io.ComfyNode):
     """The embedded demo of pictures as MODEL, CLIP and VAE."""
@@ -21,9 +23,7 @@ class LoadDemo(io.ComfyNode):
             inputs=[],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="A Flux of 9 million parameters."),
-                io.Clip.Output(
-                    display_name="clip", tooltip="Its text encoder. It knows a few words; others change little."
-                ),
+                io.Clip.Output(display_name="clip", tooltip=FEW_WORDS),
                 io.Vae.Output(display_name="vae", tooltip="Its VAE."),
             ],
             search_aliases=["demo", "example", "Refrain"],
@@ -48,9 +48,7 @@ class LoadVideoDemo(io.ComfyNode):
             inputs=[],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="A Wan of about 8 million parameters."),
-                io.Clip.Output(
-                    display_name="clip", tooltip="Its text encoder. It knows a few words; others change little."
-                ),
+                io.Clip.Output(display_name="clip", tooltip=FEW_WORDS),
                 io.Vae.Output(display_name="vae", tooltip="Its VAE, which decodes every frame."),
             ],
             search_aliases=["demo", "example", "Refrain", "video", "text to video", "Wan"],

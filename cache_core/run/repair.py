@@ -94,12 +94,12 @@ class Repair:
         self._steps.append(step)
         rest = self._rest(weights, missed, earlier)
         self._owed = rest if following and not is_certain else None
-        looks_back = weights.earlier is not None or not is_certain
-        self._earlier = self._given = denoised if looks_back else None
+        may_look_back = self.solvers != (euler,)
+        self._earlier = self._given = denoised if may_look_back else None
         if rest is None or not following or not is_certain:
             return None
         corrected = denoised.float().add(rest, alpha=1 / weights.denoised).to(denoised.dtype)
-        self._given = corrected if looks_back else None
+        self._given = corrected if may_look_back else None
         return Fix(missed, corrected)
 
     @property

@@ -21,11 +21,11 @@ class Step(NamedTuple):
 
 
 class Weights(NamedTuple):
-    """Of the next latent, which is their sum. `earlier` is of the prediction before; None: it is never looked at."""
+    """Of the next latent, which is their sum. `earlier` is of the prediction before."""
 
     latent: float
     denoised: float
-    earlier: float | None
+    earlier: float
 
 
 Solver = Callable[[Step], Weights]
@@ -34,31 +34,29 @@ Solver = Callable[[Step], Weights]
 def euler(step: Step) -> Weights:
     """x + (following - sigma) (x - D) / sigma."""
     left = step.following / step.sigma
-    return Weights(left, 1 - left, None)
+    return Weights(left, 1 - left, 0.0)
 
 
 def dpmpp_2m(step: Step) -> Weights:
     """DPM-Solver++(2M): along the line through both predictions, by its value half of a step further."""
-    left = step.following / step.sigma
-    if step.before is None or not step.following:
-        return Weights(left, 1 - left, 0.0)
-    ahead = (1 - left) * _length(step) / (2 * log(step.before / step.sigma))
-    return Weights(left, 1 - left + ahead, -ahead)
+    return _along_a_line(step, lambda length: -expm1(-length) * length / 2)
 
 
 def res_multistep(step: Step) -> Weights:
     """RES, second order: along the same line, integrated exactly."""
-    left = step.following / step.sigma
-    if step.before is None or not step.following:
-        return Weights(left, 1 - left, 0.0)
-    length = _length(step)
-    ahead = (length + expm1(-length)) / log(step.before / step.sigma)
-    return Weights(left, 1 - left + ahead, -ahead)
+    return _along_a_line(step, lambda length: length + expm1(-length))
 
 
 SOLVERS: tuple[Solver, ...] = (euler, dpmpp_2m, res_multistep)
 
 
-def _length(step: Step) -> float:
-    """In the logarithm of sigma."""
-    return log(step.sigma / step.following)
+def _along_a_line(step: Step, ahead_in: Callable[[float], float]) -> Weights:
+    """Euler's, and how far ahead of the prediction the line is followed, for a length in the logarithm of sigma.
+
+    There is no line in the first step, and none is followed in the last.
+    """
+    plain = euler(step)
+    if step.before is None or not step.following:
+        return plain
+    ahead = ahead_in(log(step.sigma / step.following)) / log(step.before / step.sigma)
+    return Weights(plain.latent, plain.denoised + ahead, -ahead)

@@ -100,7 +100,7 @@ def test_the_weights_are_those_of_the_solver(solver):
     latent, *past = torch.randn(3, 50, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
     for step in (Step(None, 1.0, 0.9), Step(1.0, 0.9, 0.7), Step(14.6, 11.0, 9.0), Step(0.2, 0.1, 0.0)):
         of_latent, of_denoised, of_earlier = solver(step)
-        made = of_latent * latent + of_denoised * past[0] + (of_earlier or 0.0) * past[1]
+        made = of_latent * latent + of_denoised * past[0] + of_earlier * past[1]
         torch.testing.assert_close(made, stepped(solver, step, latent, past))
 
 
