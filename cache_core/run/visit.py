@@ -77,8 +77,9 @@ class Visit:
         if not self._have_rows(in_rows):
             self.contexts = (self.contexts,)
         run, evaluation, count = self.call.run, self.call.evaluation, len(self.contexts)
-        self._layout = tuple(  # of one branch's share; whole shapes where the first axis does not divide
-            (tensor.shape[0] // count, *tensor.shape[1:]) if self._have_rows([tensor]) else (count, *tensor.shape)
+        rows = in_rows[0].shape[0] if in_rows and count > 1 else 0
+        self._layout = tuple(  # of one branch's share; what is for all, such as positions, is one and the same
+            (tensor.shape[0] // count, *tensor.shape[1:]) if rows and tensor.shape[0] == rows else tuple(tensor.shape)
             for tensor in given
         )
         self.memories = [run.memories.of(context, self.strategy, self.site) for context in self.contexts]

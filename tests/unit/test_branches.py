@@ -2,7 +2,22 @@
 
 import pytest
 import torch
-from toy import IMAGE, NEGATIVE, POSITIVE, TEXTS, ReuseAlways, Sampling, Toy, differing, first_latent, relative_error
+from toy import (
+    IMAGE,
+    NEGATIVE,
+    POSITIVE,
+    TEXTS,
+    Attention,
+    ReuseAlways,
+    Sampling,
+    TextBeside,
+    Toy,
+    W,
+    differing,
+    first_latent,
+    relative_error,
+    uncached,
+)
 
 from cache_core import CacheRun, Schedule
 from cache_core.strategies.first_block import FirstBlockCache
@@ -84,6 +99,32 @@ def test_another_shape_under_the_same_key_is_computed(toy, level):
         run.begin_evaluation()
         outputs.append(run.call_model(toy, lambda: toy(latent, sigma, TEXTS[POSITIVE]), sigma, [POSITIVE]))  # noqa: B023
     assert torch.equal(outputs[-1], Toy()(first_latent(tokens=1), torch.ones(1), TEXTS[POSITIVE]))
+
+
+class Positioned(torch.nn.Module):
+    """Its attention is also given positions, which are for all branches and have no rows of them."""
+
+    shape: tuple[int, ...]
+
+    def __init__(self):
+        super().__init__()
+        self.attn = Attention()
+        self.attn.forward = lambda tokens, positions: Attention.forward(self.attn, tokens + positions)
+
+    def forward(self, x, text, vec):
+        return x + self.attn(x + vec, torch.linspace(-1, 1, IMAGE * W).reshape(self.shape))
+
+
+@pytest.mark.parametrize("shape", [(1, IMAGE, W), (IMAGE, W)], ids=["one row", "no rows"])
+@pytest.mark.parametrize("level", ["module", "attention"])
+@pytest.mark.parametrize("layout", ["joined", "separate", "alternating"])
+def test_what_is_given_for_all_branches_at_once_is_no_other_shape(layout, level, shape):
+    block = type("Block", (Positioned,), {"shape": shape})
+    toy = TextBeside(block)
+    result = Sampling(toy, (ReuseAlways(level),), layout=layout).sample(first_latent())
+    assert sum(block.attn.rows for block in toy.blocks) == 2 * len(toy.blocks)  # in the first step only
+    joined = Sampling(TextBeside(block), (ReuseAlways(level),)).sample(first_latent())
+    assert relative_error(result, joined) < 1e-5 < relative_error(result, uncached(TextBeside(block), first_latent()))
 
 
 SHORT_AND_LONG = {NEGATIVE: TEXTS[NEGATIVE][:, :3], POSITIVE: TEXTS[POSITIVE]}
