@@ -10,16 +10,15 @@ from .setting import setting
 from .step import Schedule
 
 OFF, ON = CHOICES = ("off", "on")
-DEFAULT = OFF  # the one line to change
 LONGEST_GAP = 0.14  # of the noise range: up to .134 the demo gained by repair, from .15 on it did not, or lost
 UNREPAIRED = "gaps between computed steps are not repaired: {}"
 TOO_LONG = "computed steps are too far apart"
 
 
-def repair() -> Any:
+def repair(default: str) -> Any:
     """The setting `repair`."""
     return setting(
-        DEFAULT,
+        default,
         "'on': when a step is computed, correct what the skipped steps before it moved wrongly, which is known by "
         "then; usually closer to the uncached picture, at no model call and for a few latents. Where the sampler steps "
         "neither as euler nor as dpmpp_2m or res_multistep, nothing is corrected. 'off': never correct. Usual: 'on' "
