@@ -20,6 +20,7 @@ from toy import (
     Toy,
     W,
     alive,
+    as_published,
     first_latent,
     relative_error,
     reused_by_hand,
@@ -143,7 +144,7 @@ def test_a_checkerboard_is_high(size):
 def test_the_estimate_is_the_published_one_with_each_weight_in_its_window(shape):
     """From the last two computed: what is skipped several times in a row is not weighed again and again."""
     weights = dict(alpha_low_frequency=1.3, alpha_high_frequency=0.6)
-    strategy = FasterCache(**weights, low_frequency_weight_update_start=200, low_frequency_weight_update_end=500)
+    strategy = as_published(**weights, low_frequency_weight_update_start=200, low_frequency_weight_update_end=500)
     guidance, skipped = Guidance(strategy, shape=shape), []
     for index in range(20):
         with_prompt, without_prompt = guidance.evaluate(index)
@@ -160,7 +161,7 @@ def test_the_estimate_is_the_published_one_with_each_weight_in_its_window(shape)
 
 
 def test_an_estimate_with_weights_of_one_adds_the_difference_measured_last():
-    guidance = Guidance(FasterCache(alpha_low_frequency=1.0, alpha_high_frequency=1.0, **ALWAYS_SKIPPING))
+    guidance = Guidance(as_published(alpha_low_frequency=1.0, alpha_high_frequency=1.0, **ALWAYS_SKIPPING))
     before = guidance.evaluate(0)
     with_prompt, without_prompt = guidance.evaluate(1)
     torch.testing.assert_close(without_prompt, with_prompt + before[1] - before[0])
@@ -168,7 +169,7 @@ def test_an_estimate_with_weights_of_one_adds_the_difference_measured_last():
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_an_estimate_has_the_type_of_the_prediction(dtype):
-    guidance = Guidance(FasterCache(**ALWAYS_SKIPPING), dtype=dtype)
+    guidance = Guidance(as_published(**ALWAYS_SKIPPING), dtype=dtype)
     assert [guidance.evaluate(index)[1].dtype for index in range(3)] == [dtype] * 3
     assert guidance.asked[-1] == (True, False)
 
@@ -183,27 +184,27 @@ def test_an_estimate_has_the_type_of_the_prediction(dtype):
     ],
 )
 def test_the_negative_prompt_is_computed_once_in_so_many_steps(skip_range, skipped):
-    assert Guidance(FasterCache(unconditional_batch_skip_range=skip_range)).skipped() == skipped
+    assert Guidance(as_published(unconditional_batch_skip_range=skip_range)).skipped() == skipped
 
 
 @pytest.mark.parametrize(("start", "end"), [(-1, 1001), (100, 700), (99, 701), (300, 650), (500, 550)])
 @pytest.mark.parametrize("steps", [10, 20])
 def test_the_ends_of_the_window_are_outside_and_the_first_evaluation_computes(start, end, steps):
     window = dict(unconditional_batch_timestep_skip_start=start, unconditional_batch_timestep_skip_end=end)
-    guidance = Guidance(FasterCache(unconditional_batch_skip_range=3, **window), sigmas_of(steps))
+    guidance = Guidance(as_published(unconditional_batch_skip_range=3, **window), sigmas_of(steps))
     assert guidance.skipped() == reused_by_hand(steps, 3, start, end)
 
 
 @pytest.mark.parametrize("shape", [(1, TOKENS, C), (1, 8), (1, 2, 2, 3, 6, 10)], ids=str)
 def test_other_predictions_than_pictures_and_videos_are_always_computed(shape):
-    guidance = Guidance(FasterCache(**ALWAYS_SKIPPING), shape=shape)
+    guidance = Guidance(as_published(**ALWAYS_SKIPPING), shape=shape)
     assert guidance.skipped() == []
     assert not list(tensors_in(list(guidance.run.state.memories.values())))
     assert any(f"has {len(shape)} dimensions" in note for note in guidance.run.report.notes)
 
 
 def test_a_range_of_one_never_skips_the_negative_prompt_and_keeps_nothing_for_it():
-    guidance = Guidance(FasterCache(unconditional_batch_skip_range=1, **ALWAYS_SKIPPING))
+    guidance = Guidance(as_published(unconditional_batch_skip_range=1, **ALWAYS_SKIPPING))
     assert not guidance.run.state.terms.steps_in_at("guidance")
     assert guidance.skipped() == []
     assert not guidance.run.state.memories
@@ -212,14 +213,14 @@ def test_a_range_of_one_never_skips_the_negative_prompt_and_keeps_nothing_for_it
 
 
 def test_attention_is_cached_where_the_negative_prompt_is_not():
-    sampling, _ = guided(FasterCache(**ATTENTION_ONLY))
+    sampling, _ = guided(as_published(**ATTENTION_ONLY))
     assert sampling.asked == [(POSITIVE, NEGATIVE)] * 12
     assert sampling.toy.runs_of("attention") == 6 * 5
     assert {site.level for _, _, site in sampling.run.state.memories} == {"attention"}
 
 
 def test_the_negative_prompt_is_skipped_where_attention_is_not_cached():
-    sampling, _ = guided(FasterCache(**GUIDANCE_ONLY, **ALWAYS_SKIPPING))
+    sampling, _ = guided(as_published(**GUIDANCE_ONLY, **ALWAYS_SKIPPING))
     assert sampling.toy.rows_of("attention") == 5 * sampling.toy.rows == 5 * (12 + 3)
     assert {site.level for _, _, site in sampling.run.state.memories} == {"guidance"}
 
@@ -232,7 +233,7 @@ def test_the_negative_prompt_is_skipped_where_attention_is_not_cached():
     ],
 )
 def test_attention_computes_once_in_so_many_steps(toy, skip_range, reused):
-    sampling = Sampling(toy, (FasterCache(spatial_attention_block_skip_range=skip_range),), sigmas_of(20))
+    sampling = Sampling(toy, (as_published(spatial_attention_block_skip_range=skip_range),), sigmas_of(20))
     sampling.sample(first_latent())
     assert [call.step.index for call in sampling.report.calls if call.action != "computed"] == reused
     assert toy.runs_of("attention") == 5 * (20 - len(reused))
@@ -240,7 +241,7 @@ def test_attention_computes_once_in_so_many_steps(toy, skip_range, reused):
 
 def test_each_kind_has_its_own_range_and_cross_attention_always_runs():
     model = TextBeside(ThreeKindsBlock)
-    strategy = FasterCache(temporal_attention_block_skip_range=4, temporal_attention_timestep_skip_end=501)
+    strategy = as_published(temporal_attention_block_skip_range=4, temporal_attention_timestep_skip_end=501)
     sampling = Sampling(model, (strategy,), sigmas_of(20))
     sampling.sample(first_latent())
     block, temporal = model.blocks[1], reused_by_hand(20, 4, -1, 501)
@@ -254,7 +255,7 @@ def test_each_kind_has_its_own_range_and_cross_attention_always_runs():
 def test_what_stands_in_is_the_last_output_and_a_share_of_what_it_changed(toy, layout, weight, skip_range):
     given, computed = [], []
     toy.single_blocks[1].attn.register_forward_hook(lambda module, args, output: given.append(output.clone()))
-    strategy = FasterCache(**ATTENTION_ONLY, spatial_attention_block_skip_range=skip_range, attention_weight=weight)
+    strategy = as_published(**ATTENTION_ONLY, spatial_attention_block_skip_range=skip_range, attention_weight=weight)
     sampling = Sampling(toy, (strategy,), layout=layout, branches=(POSITIVE,))
     sampling.sample(first_latent())
     for index, output in enumerate(given):
@@ -273,7 +274,7 @@ def test_what_stands_in_is_the_last_output_and_a_share_of_what_it_changed(toy, l
 @layouts
 def test_when_the_negative_prompt_is_back_everything_computes(toy, layout, branches):
     """Attention would go on to be reused: what is kept of the negative branch is older than of the other."""
-    strategy = FasterCache(
+    strategy = as_published(
         spatial_attention_block_skip_range=20, spatial_attention_timestep_skip_end=1001,
         unconditional_batch_skip_range=3, **ALWAYS_SKIPPING,
     )  # fmt: skip
@@ -289,14 +290,17 @@ def test_when_the_negative_prompt_is_back_everything_computes(toy, layout, branc
 @layouts
 def test_the_picture_is_nearly_the_one_without_a_cache(layout):
     latent = first_latent(tokens=TOKENS)
-    sampling, result = guided(FasterCache(), layout=layout)
+    sampling, result = guided(as_published(), layout=layout)
     assert sampling.toy.rows < 0.8 * 2 * 12
     assert relative_error(result, uncached(Toy(), latent)) < 0.05
-    torch.testing.assert_close(result, guided(FasterCache())[1], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(result, guided(as_published())[1], rtol=1e-5, atol=1e-5)
 
 
 def test_skipping_beats_leaving_out_guidance():
-    latent, (_, result) = first_latent(tokens=TOKENS), guided(FasterCache(**GUIDANCE_ONLY, **ALWAYS_SKIPPING))
+    latent, (_, result) = (
+        first_latent(tokens=TOKENS),
+        guided(as_published(**GUIDANCE_ONLY, **ALWAYS_SKIPPING)),
+    )
     exact, unguided = uncached(Toy(), latent), uncached(Toy(), latent, branches=(POSITIVE,))
     assert relative_error(result, exact) < 0.1 * relative_error(unguided, exact)
 
@@ -304,7 +308,7 @@ def test_skipping_beats_leaving_out_guidance():
 @layouts
 @pytest.mark.parametrize("attention", [{}, GUIDANCE_ONLY], ids=["attention", "guidance-only"])
 def test_the_report_has_a_record_of_every_skip(layout, attention):
-    sampling, _ = guided(FasterCache(**attention, **ALWAYS_SKIPPING), layout=layout)
+    sampling, _ = guided(as_published(**attention, **ALWAYS_SKIPPING), layout=layout)
     skips = [call for call in sampling.report.calls if call.branches == (NEGATIVE,) and call.action == "reused"]
     assert [call.step.index for call in skips] == [1, 2, 3, 4, 6, 7, 8, 9, 11]
     assert {call.reason for call in skips} == {"the negative prompt is computed once in 5 steps"}
@@ -317,7 +321,7 @@ def test_the_report_has_a_record_of_every_skip(layout, attention):
 
 
 def test_the_speed_up_counts_evaluations_not_calls():
-    sampling, _ = guided(FasterCache(**GUIDANCE_ONLY, **ALWAYS_SKIPPING), layout="separate")
+    sampling, _ = guided(as_published(**GUIDANCE_ONLY, **ALWAYS_SKIPPING), layout="separate")
     report = sampling.report
     for call in report.calls:
         call.seconds = 0.0 if call.action == "reused" else 1.0  # each model call a second
@@ -327,7 +331,7 @@ def test_the_speed_up_counts_evaluations_not_calls():
 @layouts
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_two_outputs_of_each_attention_and_branch_and_two_float32_latents_are_held(toy, layout, dtype):
-    sampling = GuidedSampling(toy.to(dtype), (FasterCache(),), layout=layout)
+    sampling = GuidedSampling(toy.to(dtype), (as_published(),), layout=layout)
     sampling.sample(first_latent(tokens=TOKENS).to(dtype))
     attentions, branches = 5, 2
     of_attention = 2 * attentions * branches * (TEXT + TOKENS) * W * dtype.itemsize
@@ -335,14 +339,14 @@ def test_two_outputs_of_each_attention_and_branch_and_two_float32_latents_are_he
 
 
 def test_without_guidance_two_outputs_of_each_attention_and_branch_are_held(toy):
-    sampling = Sampling(toy, (FasterCache(),))
+    sampling = Sampling(toy, (as_published(),))
     sampling.sample(first_latent())
     assert sampling.report.bytes_held == 2 * 5 * 2 * (TEXT + IMAGE) * W * 4
 
 
 @layouts
 def test_free_leaves_nothing(layout):
-    sampling = GuidedSampling(Toy(), (FasterCache(),), layout=layout)
+    sampling = GuidedSampling(Toy(), (as_published(),), layout=layout)
     for index in range(11):  # of 12: in the last, which nothing follows, attention is dropped
         sampling.predict(dict.fromkeys(sampling.branches, first_latent(tokens=TOKENS)), index)
     kept = [weakref.ref(tensor) for tensor in tensors_in(list(sampling.run.state.memories.values()))]
@@ -363,7 +367,7 @@ WINDOWS = (
 @pytest.mark.parametrize("name", WINDOWS)
 @pytest.mark.parametrize(("start", "end"), [(800, 100), (500, 500)])
 def test_a_window_that_no_step_lies_in_is_told_with_what_to_do(name, start, end):
-    strategy = FasterCache(temporal_attention_block_skip_range=2, **{f"{name}_start": start, f"{name}_end": end})
+    strategy = as_published(temporal_attention_block_skip_range=2, **{f"{name}_start": start, f"{name}_end": end})
     assert strategy.contradiction.startswith(f"{name}_start {start} is not below {name}_end {end}: ")
     assert strategy.contradiction.endswith("set start to the lower one")
 
@@ -371,8 +375,8 @@ def test_a_window_that_no_step_lies_in_is_told_with_what_to_do(name, start, end)
 @pytest.mark.parametrize("name", ["unconditional_batch_timestep_skip", "low_frequency_weight_update"])
 def test_where_one_window_is_closed_nothing_is_skipped(name):
     plain, closed = (
-        FasterCache(unconditional_batch_skip_range=1, spatial_attention_block_skip_range=1),
-        FasterCache(**{f"{name}_start": 700, f"{name}_end": 700}),
+        as_published(unconditional_batch_skip_range=1, spatial_attention_block_skip_range=1),
+        as_published(**{f"{name}_start": 700, f"{name}_end": 700}),
     )
     sampling, latent = guided(closed)
     assert torch.equal(latent, guided(plain)[1])
@@ -382,6 +386,6 @@ def test_where_one_window_is_closed_nothing_is_skipped(name):
 
 def test_windows_of_what_is_off_contradict_nothing():
     closed = {f"{name}_{end}": 500 for name in WINDOWS for end in ("start", "end")}
-    assert not FasterCache(
+    assert not as_published(
         unconditional_batch_skip_range=1, spatial_attention_block_skip_range=1, **closed
     ).contradiction

@@ -2,15 +2,24 @@
 
 import pytest
 import torch
-from toy import NEGATIVE, PICTURE, POSITIVE, GuidedSampling, Sampling, Toy, first_latent, sigmas_of
+from toy import (
+    NEGATIVE,
+    PICTURE,
+    POSITIVE,
+    GuidedSampling,
+    Sampling,
+    Toy,
+    as_published,
+    first_latent,
+    sigmas_of,
+)
 
 from cache_core.run.reading import AnotherStep
-from cache_core.strategies.faster_cache import FasterCache
 from cache_core.strategies.first_block import FirstBlockCache
 from cache_core.strategies.taylorseer import TaylorSeerCache
 
 TOKENS, STEPS, FAILS = PICTURE[0] * PICTURE[1], 12, 3
-LEAVING_OUT = FasterCache(unconditional_batch_timestep_skip_end=1001, spatial_attention_timestep_skip_end=1001)
+LEAVING_OUT = as_published(unconditional_batch_timestep_skip_end=1001, spatial_attention_timestep_skip_end=1001)
 BESIDE = {
     "alone": (),
     "First Block Cache": (FirstBlockCache(residual_diff_threshold=0.3),),

@@ -19,6 +19,7 @@ from toy import (
     Sampling,
     Toy,
     W,
+    as_published,
     first_latent,
     sigmas_of,
     tensors_in,
@@ -26,7 +27,6 @@ from toy import (
 
 from cache_core.run.run import CacheRun
 from cache_core.strategies import faster_cache
-from cache_core.strategies.faster_cache import FasterCache
 from cache_core.strategy import COMPUTE, COMPUTE_ONLY, FIRST_BLOCK, Schedule, Strategy
 from cache_core.strategy.forecast import History
 from cache_core.strategy.step import OpenSchedule
@@ -72,7 +72,7 @@ class Watched(GuidedSampling):
 
 
 def sampled(settings, sigmas, pictures=1, kind=Watched, **more):
-    sampling = kind(Toy(), (FasterCache(**settings),), sigmas, **more)
+    sampling = kind(Toy(), (as_published(**settings),), sigmas, **more)
     return sampling, sampling.sample(first_latent(rows=pictures, tokens=TOKENS))
 
 
@@ -182,7 +182,7 @@ def test_once_another_node_answers_the_negative_prompt_runs_and_reuses_its_atten
 def test_twice_as_many_attentions_fit_where_the_negative_prompt_keeps_none(monkeypatch, layout):
     def fitting():
         """How many attentions were ever left out, with room for two outputs of four, for one prompt."""
-        sampling = Watched(Toy(), (FasterCache(),), sigmas_of(10), layout=layout)
+        sampling = Watched(Toy(), (as_published(),), sigmas_of(10), layout=layout)
         free = 4 * 2 * OUTPUTS / ATTENTIONS + LATENTS
         sampling.run = CacheRun(sampling.strategies, Schedule(sampling.sigmas), free=lambda device: free)
         sampling.sample(first_latent(tokens=TOKENS))
@@ -194,7 +194,10 @@ def test_twice_as_many_attentions_fit_where_the_negative_prompt_keeps_none(monke
 
 
 def test_on_a_schedule_that_nobody_knows_everything_is_kept():
-    strategy, rules = FasterCache(), (("spatial_attention_timestep_skip", 2), ("unconditional_batch_timestep_skip", 5))
+    strategy, rules = (
+        as_published(),
+        (("spatial_attention_timestep_skip", 2), ("unconditional_batch_timestep_skip", 5)),
+    )
     assert last_beside(strategy, *rules, OpenSchedule()) is None
     sampling = Watched(Toy(), (strategy,), sigmas_of(10))
     sampling.run = CacheRun(sampling.strategies, OpenSchedule())

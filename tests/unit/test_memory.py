@@ -13,6 +13,7 @@ import torch
 from allocations import taken_by
 from memory_shapes import GIB, MODELS, ModelShape, bytes_by_step, bytes_held_late, bytes_to_hold
 from memory_taken import extra_of
+from toy import as_published
 from video_blocks import CHANNELS, TOKENS, VOLUME, S
 
 from cache_core.strategies.faster_cache import FasterCache
@@ -23,9 +24,9 @@ from cache_core.strategies.taylorseer import TaylorSeerCache
 BLOCKS, STEPS = 3, 12
 L = BLOCKS  # in S
 LITTLE = 0.1  # S: latents, and what is kept of them, are a 32nd of it each
-ATTENTION_CACHES = [(PyramidAttentionBroadcast(), 1), (FasterCache(), 2)]  # with the outputs a reused call needs
+ATTENTION_CACHES = [(PyramidAttentionBroadcast(), 1), (as_published(), 2)]  # with the outputs a reused call needs
 LEVELS = {level: TaylorSeerCache(cache_level=level) for level in ("output", "model", "block", "module")}
-ALL = [FirstBlockCache(), *LEVELS.values(), *(strategy for strategy, _ in ATTENTION_CACHES)]
+ALL = [FirstBlockCache(), *LEVELS.values(), *(strategy for strategy, _ in ATTENTION_CACHES), FasterCache()]
 EACH = ((TOKENS,),) * BLOCKS
 VIDEO = ModelShape(
     "video blocks", 2, CHANNELS, (TOKENS,), (TOKENS,), EACH, 3 * EACH, EACH, EACH, latents=((1, 1, *VOLUME),)
@@ -141,7 +142,7 @@ def test_of_wan_it_is_gigabytes_at_attention_and_two_hidden_states_along_the_blo
 
 @volumes
 def test_faster_cache_holds_two_outputs_of_one_prompt_once_the_other_is_skipped(keeps_axes):
-    found = extra(FasterCache(), keeps_axes)
+    found = extra(as_published(), keeps_axes)
     calls = found.cached.report.calls
     first = next(call.evaluation for call in calls if call.branches == ("positive",)) - calls[0].evaluation
     held = found.held[first:]
@@ -150,16 +151,30 @@ def test_faster_cache_holds_two_outputs_of_one_prompt_once_the_other_is_skipped(
 
 @volumes
 def test_where_no_step_lies_between_its_windows_it_never_takes_more(keeps_axes):
-    found = extra_of(FasterCache(), BLOCKS, 10, keeps_axes)
+    found = extra_of(as_published(), BLOCKS, 10, keeps_axes)
     assert L - LITTLE <= max(found.held) <= found.peak <= L + LITTLE
     assert sum(found.is_reused()) >= 3
 
 
 def test_of_wan_twice_that_is_held_only_until_the_negative_prompt_is_skipped():
     (wan,) = [model for model in MODELS if "832 x 480" in model.name]
-    held, latents = bytes_by_step(FasterCache(), wan), bytes_by_step(FasterCache(), wan)[0]
+    held = bytes_by_step(as_published(), wan)
+    latents = held[0]
     outputs = [round((each - latents) / wan.hidden_states) for each in held]
     assert outputs == [0] * 5 + [40, 80, 80] + [40] * 11 + [0]  # at 650 of 1000 both prompts reuse attention
+
+
+@volumes
+def test_by_default_faster_cache_never_holds_attention_of_both_prompts(keeps_axes):
+    found = extra(FasterCache(), keeps_axes)
+    assert L - LITTLE <= max(found.held) <= found.peak <= L + LITTLE
+    assert sum(found.is_reused()) >= STEPS // 2 - 1
+
+
+def test_of_wan_that_is_as_much_from_the_second_step_to_the_last():
+    (wan,) = [model for model in MODELS if "832 x 480" in model.name]
+    outputs = [round(each / wan.hidden_states) for each in bytes_by_step(FasterCache(), wan)]
+    assert outputs == [20] + [40] * 18 + [0]
 
 
 @pytest.mark.parametrize(

@@ -6,13 +6,22 @@ import pytest
 import torch
 from test_budget import ATTENTION, STRATEGIES
 from test_cuda import cuda, on_each_device
-from toy import NEGATIVE, POSITIVE, GuidedSampling, Sampling, Toy, first_latent, relative_error, uncached
+from toy import (
+    NEGATIVE,
+    POSITIVE,
+    GuidedSampling,
+    Sampling,
+    Toy,
+    as_published,
+    first_latent,
+    relative_error,
+    uncached,
+)
 
 from cache_core.model import failures
 from cache_core.run import worth
 from cache_core.run.memory import away_in
 from cache_core.run.run import CacheRun
-from cache_core.strategies.faster_cache import FasterCache
 from cache_core.strategies.pyramid_attention import PyramidAttentionBroadcast
 from cache_core.strategy import Schedule, Site
 from cache_core.strategy.lane import Lane
@@ -60,7 +69,7 @@ def test_in_main_memory_the_picture_is_bit_for_bit_that_on_the_device(name, layo
 
 
 def test_of_guidance_nothing_goes_away():
-    strategy = FasterCache(spatial_attention_timestep_skip_end=1001, cache_device="cpu")
+    strategy = as_published(spatial_attention_timestep_skip_end=1001, cache_device="cpu")
     latent = first_latent(tokens=60)
     samplings = [GuidedSampling(Toy(), (each,)) for each in (strategy, replace(strategy, cache_device="gpu"))]
     assert torch.equal(*(sampling.sample(latent) for sampling in samplings))
@@ -92,7 +101,7 @@ def test_what_does_not_fit_on_the_device_waits_in_main_memory(it_pays, name, hel
 
 def test_an_attention_leaves_where_guidance_needs_its_place(it_pays, monkeypatch):
     monkeypatch.setattr("cache_core.run.budget.GIB", 2 * 2 * 66 * 16 * 4)  # two outputs, two branches, text and picture
-    strategy = FasterCache(spatial_attention_timestep_skip_end=1001, memory_limit_gb=3.0)
+    strategy = as_published(spatial_attention_timestep_skip_end=1001, memory_limit_gb=3.0)
     sampling = with_room(GuidedSampling(Toy(), (strategy,)), 0.0, 10**9)
     picture = sampling.sample(first_latent(tokens=60))
     assert sampling.report.bytes_foretold <= 3 * 2 * 2 * 66 * 16 * 4 and sampling.report.bytes_foretold_away > 0
@@ -275,11 +284,11 @@ def test_other_forms_are_refused(value):
     with pytest.raises(ValueError, match=r"cache_dtype.*Choose one of: as computed, bfloat16, 8 bit"):
         PyramidAttentionBroadcast(cache_dtype=value)
     with pytest.raises(ValueError, match=r"cache_device.*Choose one of: auto, gpu, cpu"):
-        FasterCache(cache_device=value)
+        as_published(cache_device=value)
 
 
 def test_guidance_is_never_in_fewer_bits():
-    strategy, latent = FasterCache(cache_dtype="8 bit"), torch.empty(1, 4, 8, 8)
+    strategy, latent = as_published(cache_dtype="8 bit"), torch.empty(1, 4, 8, 8)
     assert strategy.stored_as(Site("guidance", "")) is None
     assert strategy.will_hold(Site("guidance", ""), (latent, latent)) == 2 * latent.nbytes
 
