@@ -1,11 +1,14 @@
-"""Trains the tiny Flux by flow matching.
+"""Trains the tiny Flux by flow matching, on pictures of 128 x 128 pixels and some of 64 x 64.
 
-python -m training.flux --seconds 60 --out flux.safetensors
+python -m training.flux --out flux.safetensors
+
+Killed and started again, it goes on where it last saved, with the losses it would have had.
 """
 
 from __future__ import annotations
 
 import argparse
+import random
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,17 +17,21 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from cache_core.demo import codec, scene, still_life
 from cache_core.demo.sampling import TRANSFORMER_CONFIG, encode_prompts, velocity
 
-from .clock import LossLog, shuffled, until
-from .data import Pool, load_pool, make_pool
-from .flow import Learner, flow_loss, start
+from .clock import LossLog, every
+from .flow import Learner, flow_loss, save, start
 
 if TYPE_CHECKING:
     from diffusers import FluxTransformer2DModel
 
-BATCH = 64
-MUON_RATE, ADAM_RATE = 3e-3, 1.5e-3
+BATCH = {64: 64, still_life.SIZE: 32}  # pictures of this size in one step
+LEAN = {64: 0.2, still_life.SIZE: 0.8}  # of the sigmas: larger pictures show through more noise
+SMALL = 0.15  # of the steps are on pictures of 64 pixels
+OF_SCENES = 0.2  # of the large pictures show what the small ones do
+MUON_RATE, ADAM_RATE = 4e-3, 1.5e-3
+SAVED_EVERY = 180.0  # seconds
 
 
 def new_transformer() -> FluxTransformer2DModel:
@@ -36,16 +43,28 @@ def new_transformer() -> FluxTransformer2DModel:
     return transformer
 
 
-def train(transformer: FluxTransformer2DModel, pool: Pool, seconds: float, bfloat16: bool = False) -> dict[str, Tensor]:
-    """Trains the float32 weights in place; returns the running average of the weights."""
-    learner = Learner(transformer, muon_rate=MUON_RATE, adam_rate=ADAM_RATE, bfloat16=bfloat16)
-    tokens, pooled = encode_prompts(pool.prompts)
-    batches = shuffled(len(pool.prompts), BATCH)
-    with LossLog("flux") as log:
-        for progress, chosen in zip(until(seconds), batches):
-            latents, texts = pool.latents[chosen].float(), (tokens[chosen], pooled[chosen])
-            log.add(learner.learn(partial(flow_loss, velocity=velocity, latents=latents, texts=texts), progress))
-    return learner.average
+def random_pictures(
+    count: int, size: int, chance: random.Random, generator: torch.Generator
+) -> tuple[Tensor, list[str]]:
+    """New pictures (count, 3, size, size) in 0..1, and their prompts."""
+    of_scenes = count if size == 64 else int(count * OF_SCENES)
+    scenes = [scene.random_scene(chance) for _ in range(of_scenes)]
+    others = [still_life.random_still_life(chance) for _ in range(count - of_scenes)]
+    pictures = scene.render(scenes, size, generator)
+    if others:
+        pictures = torch.cat([pictures, still_life.render(others, size, generator)])
+    return pictures, [*map(scene.prompt_of, scenes), *map(still_life.prompt_of, others)]
+
+
+def take_step(learner: Learner, steps: int, seed: int = 0) -> float:
+    """The next of so many training steps, on new pictures; returns its loss. The seed and the step's number say which."""
+    chance = random.Random(f"{seed} {learner.steps}")
+    generator = torch.Generator().manual_seed(chance.getrandbits(60))
+    size = 64 if chance.random() < SMALL else still_life.SIZE
+    pictures, prompts = random_pictures(BATCH[size], size, chance, generator)
+    given = {"latents": codec.encode(pictures), "texts": encode_prompts(prompts), "lean": LEAN[size]}
+    loss = partial(flow_loss, velocity=velocity, generator=generator, **given)
+    return learner.learn(loss, learner.steps / steps)
 
 
 def export(average: dict[str, Tensor], path: Path) -> None:
@@ -54,20 +73,27 @@ def export(average: dict[str, Tensor], path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=60)
-    parser.add_argument("--pool", type=Path, help="made by training.data; otherwise made now")
-    parser.add_argument("--pictures", type=int, default=5000, help="how many, when the pool is made now")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=5000)
+    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--start", type=Path, help="weights to go on from, such as the shipped ones")
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True, help="beside it: .checkpoint")
     parser.add_argument("--bfloat16", action="store_true", help="faster, on processors with bfloat16 units only")
     arguments = parser.parse_args()
-    torch.manual_seed(0)
+    torch.manual_seed(arguments.seed)
     transformer = new_transformer()
     if arguments.start:
         transformer.load_state_dict(load_file(arguments.start))
-    pool = load_pool(arguments.pool) if arguments.pool else make_pool(arguments.pictures)
-    export(train(transformer, pool, arguments.seconds, arguments.bfloat16), arguments.out)
+    learner = Learner(transformer, muon_rate=MUON_RATE, adam_rate=ADAM_RATE, bfloat16=arguments.bfloat16)
+    checkpoint, to_save = arguments.out.with_suffix(".checkpoint"), every(SAVED_EVERY)
+    if checkpoint.exists():
+        learner.go_on_from(torch.load(checkpoint))
+    with LossLog("flux", seconds=60, steps=learner.steps) as log:
+        while learner.steps < arguments.steps:
+            log.add(take_step(learner, arguments.steps, arguments.seed))
+            if next(to_save) or learner.steps == arguments.steps:
+                save(learner.state(), checkpoint)
+                export(learner.average, arguments.out)
 
 
 if __name__ == "__main__":

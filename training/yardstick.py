@@ -38,23 +38,21 @@ class Seen(NamedTuple):
 
 def seen(video: Tensor, every: int = 1) -> Seen:
     """What a video (frames, 3, size, size) in 0..1 shows, of which one of so many frames is there."""
-    hues = _hues(video)
-    edge = torch.cat([hues[:, 0], hues[:, -1], hues[:, :, 0], hues[:, :, -1]], dim=1)
-    background = COLORS[_most_frequent(edge)]
-    inside = -functional.max_pool2d((hues == COLORS.index(background)).float(), 3, stride=1, padding=1) == 0
+    seen_hues = hues(video, COLORS)
+    ground, inside = ground_and_objects(seen_hues)
+    background = COLORS[ground]
     if not inside.any():
         return Seen(background=background)
-    color = COLORS[_most_frequent(hues[inside])]
-    masks = _share_of(color, background, video)
+    color = COLORS[_most_frequent(seen_hues[inside])]
+    masks = share_of(color, background, video)
     if masks.flatten(1).sum(1).min() < 4:  # pixels
         return Seen(background=background)
-    x, y, radius = _middles(masks)
-    scores = _alike(_brought_to_the_middle(masks, x, y, radius))  # (frames, shapes, angles)
+    x, y, radius = middles(masks)
+    scores = alike(brought_to_the_middle(masks, x, y, radius), SHAPES)  # (frames, shapes, angles)
     shape = scores.amax(2).mean(0).argmax()
     rates = Rates(_slope(x), _slope(y), _slope(radius.log()), _turning(scores[:, shape], every))
     motion, speed = _told(rates, every)
-    place = min(PLACES, key=lambda name: math.dist(PLACES[name], (x.mean().item(), y.mean().item())))
-    return Seen(color, SHAPES[shape], place, motion, speed, background)
+    return Seen(color, SHAPES[shape], nearest_place(x, y), motion, speed, background)
 
 
 def share_right(videos: Sequence[Tensor], clips: Sequence[Clip], every: int = 1) -> dict[str, float]:
@@ -68,17 +66,29 @@ def share_right(videos: Sequence[Tensor], clips: Sequence[Clip], every: int = 1)
     return dict(zip(Seen._fields, right.float().mean(0).tolist())) | {"all": right.all(1).float().mean().item()}
 
 
-def _hues(video: Tensor) -> Tensor:
-    """The number of the closest colour of each pixel (frames, size, size), whatever its brightness."""
-    directions = functional.normalize(torch.tensor([RGB[name] for name in COLORS]), dim=1)
+def nearest_place(x: Tensor, y: Tensor) -> str:
+    """The place in words of an object's middles."""
+    return min(PLACES, key=lambda name: math.dist(PLACES[name], (x.mean().item(), y.mean().item())))
+
+
+def hues(video: Tensor, colors: Sequence[str]) -> Tensor:
+    """The number of the closest of these colours of each pixel (frames, size, size), whatever its brightness."""
+    directions = functional.normalize(torch.tensor([RGB[name] for name in colors]), dim=1)
     return torch.einsum("fchw,kc->fkhw", functional.normalize(video, dim=1), directions).argmax(1)
+
+
+def ground_and_objects(hues: Tensor) -> tuple[int, Tensor]:
+    """The background's hue, and which pixels (frames, size, size) lie well inside of what has another one."""
+    edge = torch.cat([hues[:, 0], hues[:, -1], hues[:, :, 0], hues[:, :, -1]], dim=1)
+    ground = _most_frequent(edge)
+    return ground, -functional.max_pool2d((hues == ground).float(), 3, stride=1, padding=1) == 0
 
 
 def _most_frequent(hues: Tensor) -> int:
     return hues.flatten().bincount().argmax().item()
 
 
-def _share_of(color: str, background: str, video: Tensor) -> Tensor:
+def share_of(color: str, background: str, video: Tensor) -> Tensor:
     """How much of each pixel (frames, size, size) is of the one colour and not of the other, by least squares."""
     directions = torch.tensor([RGB[color], RGB[background]]).T  # (3, 2)
     amounts = torch.einsum("kc,fchw->kfhw", torch.linalg.pinv(directions), video).clamp_min(0)
@@ -87,7 +97,7 @@ def _share_of(color: str, background: str, video: Tensor) -> Tensor:
     return (share * 2 - 0.5).clamp(0, 1)
 
 
-def _middles(masks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def middles(masks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """x, y and root mean square distance from there, of each mask, (masks,) each."""
     x, y = grid(masks.shape[-1])
     weights = masks / masks.sum((1, 2), keepdim=True)
@@ -96,26 +106,26 @@ def _middles(masks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return middle_x, middle_y, (weights * squares).sum((1, 2)).sqrt()
 
 
-def _brought_to_the_middle(masks: Tensor, x: Tensor, y: Tensor, radius: Tensor) -> Tensor:
+def brought_to_the_middle(masks: Tensor, x: Tensor, y: Tensor, radius: Tensor) -> Tensor:
     """The masks (masks, SIDE, SIDE) of one size in the middle of the picture."""
     steps = torch.stack(grid(SIDE), dim=-1)  # (SIDE, SIDE, 2)
     places = torch.stack([x, y], dim=-1)[:, None, None] + 2.2 * radius[:, None, None, None] * steps
     return functional.grid_sample(masks[:, None], places, align_corners=False)[:, 0]
 
 
-def _alike(masks: Tensor) -> Tensor:
-    """Correlation of each mask with each outline at each angle, (masks, shapes, angles)."""
-    return torch.einsum("mp,sap->msa", _standardized(masks), _outlines())
+def alike(masks: Tensor, shapes: tuple[str, ...]) -> Tensor:
+    """Correlation of each mask with each of these outlines at each angle, (masks, shapes, angles)."""
+    return torch.einsum("mp,sap->msa", _standardized(masks), _outlines(shapes))
 
 
 @cache
-def _outlines() -> Tensor:
+def _outlines(shapes: tuple[str, ...]) -> Tensor:
     """(shapes, angles, SIDE * SIDE), turned clockwise by 0, 4, 8, ... degrees."""
     x, y = grid(128)
     angles = torch.arange(ANGLES)[:, None, None] * (2 * math.pi / ANGLES)
     turned_x, turned_y = x * angles.cos() + y * angles.sin(), -x * angles.sin() + y * angles.cos()
-    drawn = [(OUTLINES[shape](turned_x, turned_y, torch.tensor(0.6)) < 0).float() for shape in SHAPES]
-    return torch.stack([_standardized(_brought_to_the_middle(masks, *_middles(masks))) for masks in drawn])
+    drawn = [(OUTLINES[shape](turned_x, turned_y, torch.tensor(0.6)) < 0).float() for shape in shapes]
+    return torch.stack([_standardized(brought_to_the_middle(masks, *middles(masks))) for masks in drawn])
 
 
 def _standardized(masks: Tensor) -> Tensor:

@@ -115,9 +115,11 @@ def ground(patterns: Sequence[str], color: Tensor, x: Tensor, y: Tensor, uniform
         "checkered": waves * cross_waves,
         "dotted": waves * cross_waves - 0.45,
         "wavy": torch.sin(rate * (y + 0.12 * torch.sin(4 * x + phase)) + 2 * phase),
+        "lined": waves.abs() - 0.9,
+        "tiled": torch.maximum(waves.abs(), cross_waves.abs()) - 0.9,
     }
     height = torch.stack([heights[pattern][index] for index, pattern in enumerate(patterns)])
-    darkness = 0.45 * _coverage(-height / rate, _pixel(x))
+    darkness = 0.45 * coverage(-height / rate, pixel_of(x))
     light_x, light_y = uniform(-0.3, 0.3), uniform(-0.9, -0.5)
     light = 1.08 - 0.22 / 1.2 * torch.hypot(x - light_x, y - light_y).clamp(max=2)
     return color * (1 - darkness) * light
@@ -141,18 +143,18 @@ def with_object(picture: Tensor, shapes: Sequence[str], color: Tensor, pose: Pos
 
     shadow = torch.sigmoid(-outline(x - 0.05, y - 0.07) / 0.035)  # to the lower right, soft
     distance = outline(x, y)
-    coverage = _coverage(distance, _pixel(x))
+    covered = coverage(distance, pixel_of(x))
     rim = (1 + distance / (0.16 * radius)).clamp(0, 1)
     lit = 1.05 - 0.55 / 1.3 * torch.hypot(x / radius + 0.45, y / radius + 0.45).clamp(max=2)
     gloss = 0.55 * torch.exp(-((x / radius + 0.32).square() + (y / radius + 0.38).square()) / 0.035)
     surface = color * lit * (1 - 0.35 * rim.square()) + gloss * (0.3 * color + 0.7)
-    return torch.lerp(picture * (1 - 0.45 * shadow), surface, coverage)
+    return torch.lerp(picture * (1 - 0.45 * shadow), surface, covered)
 
 
-def _coverage(distance: Tensor, pixel: float) -> Tensor:
+def coverage(distance: Tensor, pixel: float) -> Tensor:
     """How much of a pixel lies inside an outline: 0 to 1 over about one pixel, so that edges are smooth."""
     return torch.sigmoid(-distance / (0.6 * pixel))
 
 
-def _pixel(x: Tensor) -> float:
+def pixel_of(x: Tensor) -> float:
     return 2 / x.shape[-1]
