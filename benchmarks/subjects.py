@@ -7,24 +7,30 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors.torch import load_file
 
 if TYPE_CHECKING:
     from quality_rows import Row
 
 
+WEIGHTS = Path(__file__).resolve().parent / "weights"
+BASE = WEIGHTS / "flux_64.safetensors"  # the tiny Flux for pictures of 64 x 64, on which the LoRAs were trained
+
+
 class Pictures:
-    """64 x 64, by the tiny Flux."""
+    """128 x 128, by the tiny Flux."""
 
     name, file, title = "picture", "quality", "pictures"
     steps, guidance = 20, 3.0
     shifts = (1.0, 3.0, 6.0)  # of the flow's schedule
     multiplier = 1.0  # of the model's sigmas, as it counts them
     count = 16  # unless told
-    batch = 8  # in a sampling run: with fewer, this tiny model spends its time in Python, not in arithmetic
-    planned_runs = 3  # of the same batch where the schedule decides: the pictures are the same, the times are not quite
+    batch = 1  # in a sampling run
+    planned_runs = 1  # of the same batch where the schedule decides: the pictures are the same, the times are not quite
 
     def rows(self) -> list[Row]:
         """All that is compared with the uncached run."""
@@ -34,19 +40,20 @@ class Pictures:
 
     def prompts(self, count: int) -> list[str]:
         """Those of the first pictures."""
-        from cache_core.demo.scene import prompt_of, random_scene
+        from cache_core.demo.still_life import prompt_of, random_still_life
 
         generator = random.Random(0)
-        return [prompt_of(random_scene(generator)) for _ in range(count)]
+        return [prompt_of(random_still_life(generator)) for _ in range(count)]
 
     def noise(self, seed: int) -> torch.Tensor:
-        """The starting noise of one, (1, 16, 8, 8)."""
+        """The starting noise of one, (1, 16, 16, 16)."""
         from cache_core.demo.sampling import noise
+        from cache_core.demo.still_life import SIZE
 
-        return noise(seed)
+        return noise(seed, SIZE)
 
     def decode(self, latent: torch.Tensor) -> torch.Tensor:
-        """The picture (1, 3, 64, 64) of a latent (16, 8, 8)."""
+        """The picture (1, 3, size, size) of a latent (16, size / 8, size / 8)."""
         from cache_core.demo.codec import decode
 
         return decode(latent[None])
@@ -86,32 +93,54 @@ class Pictures:
 
 
 class FewSteps(Pictures):
-    """64 x 64, by the tiny Flux with a LoRA for 8 or 4 steps, without guidance."""
+    """64 x 64, by the tiny Flux as it was before, with a LoRA for 8 or 4 steps, without guidance."""
 
     shifts, guidance = (3.0,), 1.0
+    batch = 8  # with fewer, so small a model spends its time in Python, not in arithmetic
+    planned_runs = 3
 
     def __init__(self, steps: int) -> None:
         self.steps, self.name, self.file = steps, f"few-steps-{steps}", f"few_steps_{steps}"
-        self.title = f"pictures by the LoRA for {self._lora} steps"
+        self.title = f"pictures by the LoRA for {4 if steps <= 4 else 8} steps"
 
     def rows(self) -> list[Row]:
         import few_step_rows
 
         return few_step_rows.rows(self.steps)
 
-    def load_in_comfyui(self) -> Any:
-        from cache_core.adapters.comfyui.demo import load_few_step_model
+    def prompts(self, count: int) -> list[str]:
+        from cache_core.demo.scene import prompt_of, random_scene
 
-        return load_few_step_model(self._lora)
+        generator = random.Random(0)
+        return [prompt_of(random_scene(generator)) for _ in range(count)]
+
+    def noise(self, seed: int) -> torch.Tensor:
+        """The starting noise of one, (1, 16, 8, 8)."""
+        from cache_core.demo.sampling import noise
+
+        return noise(seed, 64)
+
+    def load_in_comfyui(self) -> Any:
+        import comfy.sd
+        import comfy.utils
+
+        model, lora = comfy.sd.load_diffusion_model(str(BASE)), comfy.utils.load_torch_file(str(self._lora))
+        return comfy.sd.load_lora_for_models(model, None, lora, 1.0, 0.0)[0]
 
     def load_in_diffusers(self) -> torch.nn.Module:
-        from cache_core.demo.sampling import load_few_step_transformer
+        from cache_core.demo.sampling import load_transformer
 
-        return load_few_step_transformer(self._lora)
+        transformer, lora = load_transformer(), load_file(self._lora)
+        transformer.load_state_dict({name: weight.float() for name, weight in load_file(BASE).items()})
+        for key, down in lora.items():
+            if (name := key.removesuffix(".lora_A.weight")) != key:
+                layer = transformer.get_submodule(name.removeprefix("transformer."))
+                layer.weight += lora[f"{name}.lora_B.weight"].float() @ down.float()
+        return transformer
 
     @property
-    def _lora(self) -> int:
-        return 4 if self.steps <= 4 else 8
+    def _lora(self) -> Path:
+        return WEIGHTS / f"{4 if self.steps <= 4 else 8}_steps.safetensors"
 
 
 class Videos(Pictures):

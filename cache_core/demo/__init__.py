@@ -5,7 +5,6 @@ from pathlib import Path
 _WEIGHTS = Path(__file__).parent / "weights"
 
 FLUX_WEIGHTS = _WEIGHTS / "refrain_demo_flux.safetensors"
-FEW_STEP_LORAS = {steps: _WEIGHTS / f"refrain_demo_{steps}_steps.safetensors" for steps in (8, 4)}
 WAN_WEIGHTS = _WEIGHTS / "refrain_demo_wan.safetensors"
 VAE_WEIGHTS = _WEIGHTS / "refrain_demo_vae.safetensors"
 LATENT_CODEC = _WEIGHTS / "refrain_demo_latents.safetensors"
@@ -14,11 +13,11 @@ FLUX_HEADS, WAN_HEADS = 2, 4  # of their attention
 
 PROMPTS = (
     "a big red ball at the center on a blue striped background",
-    "a big yellow star at the left on a purple plain background",
-    "a small green cube at the right on a white checkered background",
-    "a big cyan heart at the center on a red dotted background",
-    "a big white ring at the top on a green wavy background",
-    "a big orange cross at the bottom on a cyan plain background",
-    "a small purple moon at the center on a yellow striped background",
-    "a big blue triangle at the center on an orange plain background",
+    "a yellow star at the left and a white moon at the right on a purple tiled background",
+    "a big banded green heart at the center on a white dotted background",
+    "a red cube at the top and a cyan ring at the bottom on a yellow wavy background",
+    "a big spotted orange ball at the right on a cyan lined background",
+    "a blue cross at the left and an orange triangle at the top on a white checkered background",
+    "a big purple star at the center on a green tiled background",
+    "a white heart at the bottom and a green ball at the right on a red lined background",
 )

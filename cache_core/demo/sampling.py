@@ -11,7 +11,7 @@ from einops import rearrange, repeat
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from . import FEW_STEP_LORAS, FLUX_HEADS, FLUX_WEIGHTS, words
+from . import FLUX_HEADS, FLUX_WEIGHTS, words
 
 Velocity = Callable[[nn.Module, Tensor, Tensor, Tensor, Tensor], Tensor]
 Predict = Callable[[Tensor, float], Tensor]
@@ -43,16 +43,6 @@ def load_transformer(dtype: torch.dtype = torch.float32, device: str | torch.dev
         transformer = FluxTransformer2DModel(**TRANSFORMER_CONFIG)
     transformer.load_state_dict(weights, assign=True)
     return transformer.eval().requires_grad_(False)
-
-
-def load_few_step_transformer(steps: int) -> nn.Module:
-    """The same in float32 with the LoRA for 8 or 4 steps, which needs no guidance."""
-    transformer, lora = load_transformer(), load_file(FEW_STEP_LORAS[steps])
-    for key, down in lora.items():
-        if (name := key.removesuffix(".lora_A.weight")) != key:
-            layer = transformer.get_submodule(name.removeprefix("transformer."))
-            layer.weight += lora[f"{name}.lora_B.weight"].float() @ down.float()
-    return transformer
 
 
 def noise(seed: int, size: int = 64) -> Tensor:

@@ -178,7 +178,7 @@ def test_the_demo_weights_are_named_by_constants_of_the_pack():
         node.id for call in calls for node in ast.walk(call.args[0]) if isinstance(node, ast.Name) and node.id != "str"
     }
     assert len(calls) >= 5
-    assert names == {"FLUX_WEIGHTS", "WAN_WEIGHTS", "VAE_WEIGHTS", "LATENT_CODEC", "FEW_STEP_LORAS", "steps"}  # [steps]
+    assert names == {"FLUX_WEIGHTS", "WAN_WEIGHTS", "VAE_WEIGHTS", "LATENT_CODEC"}
 
 
 @pytest.mark.parametrize(
@@ -233,7 +233,7 @@ def tracked(*patterns):
 def test_weights_come_as_safetensors_only():
     assert not tracked("*.pt", "*.pth", "*.ckpt", "*.bin", "*.pkl", "*.pickle", "*.npy", "*.npz", "*.joblib", "*.gguf")
     weights = tracked("cache_core/demo/weights/*")
-    assert {file.suffix for file in weights} == {".safetensors"} and len(weights) == 6
+    assert {file.suffix for file in weights} == {".safetensors"} and len(weights) == 4
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "cache_core/demo/weights").iterdir()), ids=lambda path: path.stem)

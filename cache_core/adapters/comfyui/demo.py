@@ -16,7 +16,7 @@ from comfy.model_patcher import ModelPatcher
 from einops import rearrange
 from torch import Tensor, nn
 
-from ...demo import FEW_STEP_LORAS, FLUX_HEADS, FLUX_WEIGHTS, VAE_WEIGHTS, WAN_HEADS, WAN_WEIGHTS, words
+from ...demo import FLUX_HEADS, FLUX_WEIGHTS, VAE_WEIGHTS, WAN_HEADS, WAN_WEIGHTS, words
 from ...presets import DEMO, VIDEO_DEMO
 from . import families
 
@@ -33,12 +33,6 @@ def load_model() -> ModelPatcher:
         model = _load(found, num_heads=FLUX_HEADS)
     model.set_attachments(families.KEY, DEMO)  # it is no Flux.1, for which others published settings
     return model
-
-
-def load_few_step_model(steps: int) -> ModelPatcher:
-    """The tiny Flux with the LoRA for 8 or 4 steps, as the stock LoRA loader would put it on."""
-    lora = comfy.utils.load_torch_file(str(FEW_STEP_LORAS[steps]))
-    return comfy.sd.load_lora_for_models(load_model(), None, lora, 1.0, 0.0)[0]
 
 
 def load_video_model() -> ModelPatcher:
