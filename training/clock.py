@@ -1,11 +1,8 @@
 """Training for a given time: how far it is, and how the loss goes."""
 
-import itertools
 import time
 from collections.abc import Iterator
 from statistics import fmean
-
-import torch
 
 
 def until(seconds: float) -> Iterator[float]:
@@ -52,10 +49,3 @@ class LossLog:
         print(f"{self.name}: step {self.steps}, loss {fmean(self.unprinted):.4f}", flush=True)
         self.unprinted.clear()
         self.printed_at = time.monotonic()
-
-
-def shuffled(count: int, batch: int) -> Iterator[list[int]]:
-    """Batches of the numbers below count, in a new random order each time all were used."""
-    for _ in itertools.count():
-        order = torch.randperm(count).tolist()
-        yield from (order[first : first + batch] for first in range(0, count - batch + 1, batch))

@@ -17,51 +17,44 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from cache_core.demo import codec, scene, still_life
+from cache_core.demo import codec
 from cache_core.demo.sampling import TRANSFORMER_CONFIG, encode_prompts, velocity
+from cache_core.demo.still_life import SIZE
 
 from .clock import LossLog, every
+from .data import random_pictures, random_still_lifes
 from .flow import Learner, flow_loss, save, start
 
 if TYPE_CHECKING:
     from diffusers import FluxTransformer2DModel
 
-BATCH = {64: 64, still_life.SIZE: 32}  # pictures of this size in one step
-LEAN = {64: 0.2, still_life.SIZE: 0.8}  # of the sigmas: larger pictures show through more noise
+BATCH = {64: 64, SIZE: 32}  # pictures of this size in one step
+LEAN = {64: 0.2, SIZE: 0.8}  # of the sigmas: larger pictures show through more noise
 SMALL = 0.15  # of the steps are on pictures of 64 pixels
 OF_SCENES = 0.2  # of the large pictures show what the small ones do
 MUON_RATE, ADAM_RATE = 4e-3, 1.5e-3
 SAVED_EVERY = 180.0  # seconds
 
 
-def new_transformer() -> FluxTransformer2DModel:
-    """An untrained transformer."""
+def new_transformer(**changed: int) -> FluxTransformer2DModel:
+    """An untrained transformer; `changed` is of its configuration."""
     from diffusers import FluxTransformer2DModel
 
-    transformer = FluxTransformer2DModel(**TRANSFORMER_CONFIG)
+    transformer = FluxTransformer2DModel(**TRANSFORMER_CONFIG | changed)
     start(transformer)
     return transformer
 
 
-def random_pictures(
-    count: int, size: int, chance: random.Random, generator: torch.Generator
-) -> tuple[Tensor, list[str]]:
-    """New pictures (count, 3, size, size) in 0..1, and their prompts."""
-    of_scenes = count if size == 64 else int(count * OF_SCENES)
-    scenes = [scene.random_scene(chance) for _ in range(of_scenes)]
-    others = [still_life.random_still_life(chance) for _ in range(count - of_scenes)]
-    pictures = scene.render(scenes, size, generator)
-    if others:
-        pictures = torch.cat([pictures, still_life.render(others, size, generator)])
-    return pictures, [*map(scene.prompt_of, scenes), *map(still_life.prompt_of, others)]
-
-
 def take_step(learner: Learner, steps: int, seed: int = 0) -> float:
-    """The next of so many training steps, on new pictures; returns its loss. The seed and the step's number say which."""
+    """The next of so many training steps, on new pictures; returns its loss. Seed and number say which they are."""
     chance = random.Random(f"{seed} {learner.steps}")
     generator = torch.Generator().manual_seed(chance.getrandbits(60))
-    size = 64 if chance.random() < SMALL else still_life.SIZE
-    pictures, prompts = random_pictures(BATCH[size], size, chance, generator)
+    size = 64 if chance.random() < SMALL else SIZE
+    of_one = BATCH[size] if size == 64 else int(BATCH[size] * OF_SCENES)
+    pictures, prompts = random_pictures(of_one, chance, size, generator)
+    if rest := BATCH[size] - of_one:
+        more, told = random_still_lifes(rest, chance, generator)
+        pictures, prompts = torch.cat([pictures, more]), prompts + told
     given = {"latents": codec.encode(pictures), "texts": encode_prompts(prompts), "lean": LEAN[size]}
     loss = partial(flow_loss, velocity=velocity, generator=generator, **given)
     return learner.learn(loss, learner.steps / steps)

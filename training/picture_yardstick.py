@@ -49,7 +49,7 @@ def share_right(pictures: Sequence[Tensor], told: Sequence[StillLife]) -> dict[s
         background, things = seen_in(picture)
         wanted = [SeenThing(thing.color, thing.shape, thing.place) for thing in one.things]
         for thing in wanted:
-            closest = max(things, key=lambda seen: sum(map(str.__eq__, seen, thing)), default=NOTHING)  # noqa: B023
+            closest = max(things, key=lambda seen: sum(map(str.__eq__, seen, thing)), default=NOTHING)
             for part, is_right in zip(SeenThing._fields, map(str.__eq__, closest, thing)):
                 right[part].append(is_right)
         right["background"].append(background == one.background)

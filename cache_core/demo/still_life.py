@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -46,7 +45,7 @@ class Thing(NamedTuple):
 
 
 class StillLife(NamedTuple):
-    """What a picture shows. With two things the words of neither say its size or finish: the model hears eight words."""
+    """What a picture shows. Of two things no word says the size or finish: the model hears eight words."""
 
     things: tuple[Thing, ...]  # the second before the first, where they meet
     background: str

@@ -1,9 +1,13 @@
-"""Training of the tiny Wan: a run that was killed goes on as if it had not been."""
+"""Training of the tiny transformers: a run that was killed goes on as if it had not been."""
+
+from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 pytest.importorskip("diffusers", reason="training is of diffusers' transformers, which a user may not have")
+from training import flow, flux
 from training import wan as training
 
 SMALL = (training.Stage(0.6, 32, 2, 2, 0.8), training.Stage(1.0, 64, 3, 1, 1.0))
@@ -15,22 +19,37 @@ def gradients():
         yield
 
 
-def new_learner():
+def new_wan():
     torch.manual_seed(0)
     return training.new_learner(num_layers=1, ffn_dim=64)
 
 
-def losses(learner, until):
-    return [training.take_step(learner, 8, SMALL) for _ in range(until - learner.steps)]
+def new_flux():
+    torch.manual_seed(0)
+    transformer = flux.new_transformer(num_layers=1, num_single_layers=1)
+    return flow.Learner(transformer, muon_rate=flux.MUON_RATE, adam_rate=flux.ADAM_RATE)
 
 
-def test_a_killed_run_goes_on_with_the_losses_it_would_have_had(tmp_path):
-    straight, killed = new_learner(), new_learner()
+OF = {
+    "wan": SimpleNamespace(new=new_wan, take_step=partial(training.take_step, stages=SMALL)),
+    "flux": SimpleNamespace(new=new_flux, take_step=flux.take_step),
+}
+
+
+@pytest.mark.parametrize("model", OF)
+def test_a_killed_run_goes_on_with_the_losses_it_would_have_had(tmp_path, monkeypatch, model):
+    monkeypatch.setattr(flux, "BATCH", dict.fromkeys(flux.BATCH, 5))
+    new, take_step = OF[model].new, OF[model].take_step
+
+    def losses(learner, until):
+        return [take_step(learner, 8) for _ in range(until - learner.steps)]
+
+    straight, killed = new(), new()
     expected = losses(straight, 8)
     assert losses(killed, 4) == expected[:4]
-    training.save(killed.state(), tmp_path / "checkpoint")
+    flow.save(killed.state(), tmp_path / "checkpoint")
 
-    again = new_learner()
+    again = new()
     again.go_on_from(torch.load(tmp_path / "checkpoint"))
     assert losses(again, 8) == expected[4:]
     assert all(torch.equal(*pair) for pair in zip(again.average.values(), straight.average.values(), strict=True))
@@ -45,7 +64,7 @@ def test_each_stage_has_its_share_of_the_steps():
 
 
 def test_a_few_steps_lower_the_loss():
-    learner = new_learner()
+    learner = new_wan()
     before = training.take_step(learner, 40, SMALL[:1], seed=1)
     after = [training.take_step(learner, 40, SMALL[:1], seed=1) for _ in range(39)]
     assert sum(after[-5:]) / 5 < 0.85 * before
