@@ -16,7 +16,7 @@ def rows(steps: int) -> list[Row]:
     return [
         *(Row(FEWER_STEPS, f"{fewer} steps", steps=fewer) for fewer in range(steps - 1, max(steps - 5, 1), -1)),
         *(
-            Row("First Block Cache", f"threshold {value:g}", steps, FirstBlockCache(value))
+            Row("First Block Cache", f"threshold {value:g}", steps, FirstBlockCache(value, repair="off"))
             for value in (0.12, 0.2, 0.3, 0.5, 0.8)
         ),
         *(

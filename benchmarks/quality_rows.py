@@ -11,6 +11,7 @@ from cache_core.strategies.pyramid_attention import PyramidAttentionBroadcast
 from cache_core.strategies.taylorseer import TaylorSeerCache
 from cache_core.strategy.strategy import Strategy
 
+PUBLISHED = dict(spatial_attention_timestep_skip_end=681, unconditional_batch_timestep_skip_end=641)  # FasterCache's
 UNCACHED, FEWER_STEPS = "Uncached", "Fewer steps, no cache"
 
 
@@ -51,6 +52,7 @@ def rows() -> list[Row]:
     """All that is compared with the uncached run, method by method, each from careful to fast."""
     return [
         *(Row(FEWER_STEPS, f"{steps} steps", steps=steps) for steps in (19, 18, 16, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5)),
+        *(Row("Fewer steps, dpmpp_2m", f"{steps} steps", steps=steps, sampler="dpmpp_2m") for steps in (14, 12, 10, 8)),
         *_first_block_cache(),
         *_taylorseer(),
         *_pyramid_attention_broadcast(),
@@ -66,12 +68,13 @@ def rows() -> list[Row]:
 
 def _first_block_cache() -> list[Row]:
     variants = [
-        ("First Block Cache", 1, (0.04, 0.08, 0.12, 0.2, 0.3, 0.5)),
-        ("First Block Cache, no forecast", 0, (0.08, 0.12, 0.3)),
+        ("First Block Cache, repair", "on", 1, (0.04, 0.08, 0.12, 0.2)),
+        ("First Block Cache", "off", 1, (0.04, 0.08, 0.12, 0.2, 0.3, 0.5)),
+        ("First Block Cache, no forecast", "off", 0, (0.08, 0.12, 0.3)),
     ]
     return [
-        Row(method, f"threshold {value:g}", strategy=FirstBlockCache(residual_diff_threshold=value, max_order=order))
-        for method, order, thresholds in variants
+        Row(method, f"threshold {value:g}", strategy=FirstBlockCache(value, max_order=order, repair=repair))
+        for method, repair, order, thresholds in variants
         for value in thresholds
     ]
 
@@ -85,6 +88,7 @@ def _taylorseer() -> list[Row]:
         "interval 3, level model": dict(cache_interval=3, cache_level="model"),
         "interval 3, level module": dict(cache_interval=3, cache_level="module"),
     }
+    asked_for = {f"{speed_up:g}x": dict(target_speedup=speed_up, repair="on") for speed_up in (1.5, 1.8, 2.0)}
     published = dict(spacing="steps", weights="recursion")
     as_published = {f"interval {interval}": dict(cache_interval=interval, **published) for interval in (2, 3, 4, 5)}
     per_module = {
@@ -95,6 +99,7 @@ def _taylorseer() -> list[Row]:
         Row(method, setting, strategy=TaylorSeerCache(**settings))
         for method, variants in (
             ("TaylorSeer", ours),
+            ("TaylorSeer, asked for a speed-up", asked_for),
             ("TaylorSeer, orders and levels", others),
             ("TaylorSeer as published", as_published),
             ("TaylorSeer as published, per module", per_module),
@@ -122,12 +127,15 @@ def _faster_cache() -> list[Row]:
         Row(
             method,
             f"attention {attention}, negative prompt {negative}",
-            strategy=FasterCache(spatial_attention_block_skip_range=attention, unconditional_batch_skip_range=negative),
+            strategy=FasterCache(
+                spatial_attention_block_skip_range=attention, unconditional_batch_skip_range=negative, **windows
+            ),
         )
-        for method, ranges in (
-            ("FasterCache", ((2, 2), (2, 5), (3, 10))),
-            ("FasterCache, attention only", ((2, 1),)),
-            ("FasterCache, negative prompt only", ((1, 2), (1, 5))),
+        for method, ranges, windows in (
+            ("FasterCache", ((2, 2), (2, 3), (2, 5)), {}),
+            ("FasterCache, attention only", ((2, 1),), {}),
+            ("FasterCache, negative prompt only", ((1, 2),), {}),
+            ("FasterCache as published", ((2, 5),), PUBLISHED),
         )
         for attention, negative in ranges
     ]

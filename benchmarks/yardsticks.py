@@ -102,9 +102,9 @@ def caches(repaired: bool) -> Iterator[tuple[str, Any]]:
     from cache_core.strategies.first_block import FirstBlockCache
     from cache_core.strategies.taylorseer import TaylorSeerCache
 
-    yield "First Block Cache, 0.12", FirstBlockCache()
+    yield "First Block Cache, 0.12", FirstBlockCache(repair="off")
     if repaired:
-        yield "First Block Cache, 0.12, repair", FirstBlockCache(repair="on")
+        yield "First Block Cache, 0.12, repair", FirstBlockCache()
     for interval in (2, 3):
         yield f"TaylorSeer, interval {interval}", TaylorSeerCache(cache_interval=interval)
     if repaired:

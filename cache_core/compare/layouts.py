@@ -20,6 +20,7 @@ HOW_TO_READ = (
     f"you will. Differences are {MAGNIFIED} times as bright as they are. At the right, what a cache has to beat: fewer "
     "steps without one, in the same time."
 )
+AS_BRIGHT = f"Difference from the uncached pictures, {MAGNIFIED} times as bright as it is"
 NO_TWIN = "No fewer steps to show: it may take as long as the uncached run."
 
 
@@ -40,10 +41,14 @@ def against_fewer_steps(compared: SideBySide, title: str, subtitle: str = "") ->
 
 
 def in_rows(runs: Sequence[Sampled], captions: Sequence[str], title: str, subtitle: str = "") -> Sheet:
-    """A row for each run, with all its pictures below their captions. The first run is the uncached one."""
-    top = [None, *(Label(settings=caption) for caption in captions)]
-    rows = [[_heading(run, runs[0]), *run.pictures] for run in runs]
-    return draw(title, [top, *rows], subtitle)
+    """For each run its pictures, and below them how they differ from those of the first, the uncached run."""
+    uncached, *others = runs
+    rows: list[Sequence[Cell]] = [[None, *(Label(settings=caption) for caption in captions)]]
+    rows.append([_heading(uncached, uncached), *uncached.pictures])
+    for run in others:
+        rows.append([_heading(run, uncached), *run.pictures])
+        rows.append([Label(settings=AS_BRIGHT), *_differences(run, uncached)])
+    return draw(title, rows, subtitle)
 
 
 def _picture(run: Sampled) -> Tensor:
@@ -51,7 +56,11 @@ def _picture(run: Sampled) -> Tensor:
 
 
 def _difference(run: Sampled, uncached: Sampled) -> Tensor:
-    return (_picture(run) - _picture(uncached)).abs() * MAGNIFIED
+    return _differences(run, uncached)[0]
+
+
+def _differences(run: Sampled, uncached: Sampled) -> Tensor:
+    return (run.pictures - uncached.pictures).abs() * MAGNIFIED
 
 
 def _verdict(cached: Sampled) -> Label:

@@ -18,6 +18,7 @@ from ..strategies.taylorseer import TaylorSeerCache
 from ..strategy.strategy import Strategy
 from .methods import GUIDANCE, Method, Sample
 from .server import PromptFailed, Server
+from .still_life import SIZE
 from .workflows import node_id, set_inputs, workflow
 
 WORKFLOWS = {FirstBlockCache: "first_block_cache", TaylorSeerCache: "taylorseer"}
@@ -45,7 +46,7 @@ def _sampled(server: Server, method: Method, prompt: str, seed: int) -> Sampled:
 def _graph(method: Method, prompt: str, seed: int) -> dict[str, Any]:
     graph = workflow(WORKFLOWS[type(method.strategy)] if method.strategy else "uncached")
     graph = set_inputs(graph, "KSampler", steps=method.steps, cfg=GUIDANCE, seed=seed)
-    graph = set_inputs(graph, "ImageScale", width=64, height=64)  # as it was made, to be measured
+    graph = set_inputs(graph, "ImageScale", width=SIZE, height=SIZE)  # as it was made, to be measured
     positive = graph[node_id(graph, "KSampler")]["inputs"]["positive"][0]
     graph[positive]["inputs"]["text"] = prompt
     if method.strategy is not None:

@@ -15,6 +15,7 @@ from ..compare.side_by_side import Sampled
 from ..strategy.strategy import Strategy
 from . import codec, sampling
 from .methods import GUIDANCE, Method, Sample
+from .still_life import SIZE
 
 
 @contextmanager
@@ -23,7 +24,7 @@ def sampler() -> Iterator[Sample]:
     transformer, vae = sampling.load_transformer(), codec.load_vae()
 
     def sample(method: Method, prompt: str, seed: int) -> Sampled:
-        noise, sigmas = sampling.noise(seed), sampling.flow_sigmas(method.steps)
+        noise, sigmas = sampling.noise(seed, SIZE), sampling.flow_sigmas(method.steps)
         began = time.perf_counter()
         latent, share = denoised(transformer, method.strategy, [prompt], noise, sigmas)
         seconds = time.perf_counter() - began

@@ -151,15 +151,15 @@ def test_a_verdict_is_in_its_colour():
     assert {TONES[outcome] for outcome in ("worth it", "too close", "no better")} == {"good", "unsure", "bad"}
 
 
-def test_a_sheet_in_rows_has_a_row_for_each_run_with_all_its_pictures():
+def test_a_sheet_in_rows_has_all_pictures_of_each_run_and_how_they_differ():
     pictures = torch.stack([torch.full((3, 200, 200), level) for level in (0.2, 0.4, 0.6)])
-    runs = [run("Uncached", 4.0, pictures=pictures), run("Cache", 2.0, offset=0.2, pictures=pictures)]
+    runs = [run("Uncached", 4.0, pictures=pictures), run("Cache", 2.0, offset=0.1, pictures=pictures)]
     sheet = in_rows(runs, ["a", "b", "c"], "title")
     assert sheet.width == 2 * 32 + 260 + 3 * (12 + 200)
     centers = [32 + 260 + 12 + 212 * column + 100 for column in range(3)]
-    below = [sheet.height - 32 - 100 - 212 * row for row in (1, 0)]
+    below = [sheet.height - 32 - 100 - 212 * row for row in (2, 1, 0)]
     levels = [[sheet.getpixel((x, y))[0] for x in centers] for y in below]
-    assert levels == [[51, 102, 153], [102, 153, 204]]  # of 255
+    assert levels == [[51, 102, 153], [76, 128, 179], [204, 204, 204]]  # of 255; .1 times 8
 
 
 def test_words_that_end_a_short_row_have_the_width_that_is_left():
