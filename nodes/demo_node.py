@@ -18,8 +18,9 @@ class LoadDemo(io.ComfyNode):
         return schema(
             node_id="RefrainLoadDemo",
             display_name="Load Refrain Demo",
-            description="A tiny trained Flux that comes with this pack: 64 x 64 pictures of one shape on a background, "
-            'such as "a big red ball at the center on a blue striped background". It runs on any machine.',
+            description="A tiny trained Flux that comes with this pack: 128 x 128 pictures of one or two shapes on a "
+            'background, such as "a red ball at the left and a yellow star at the right on a blue tiled background". It '
+            "runs on any machine.",
             inputs=[],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="A Flux of 9 million parameters."),
