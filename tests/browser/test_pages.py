@@ -6,6 +6,8 @@ import pytest
 from frontend import REPORT, TIMELINE, example
 from history import counts, reported, run_of, skipped
 
+from cache_core.demo.workflows import set_inputs, workflow
+
 LONG = 400  # steps: some ten seconds
 
 
@@ -34,6 +36,17 @@ def test_a_reload_in_mid_run_goes_on_where_the_run_is(frontend, server):
     shown = frontend.wait_for(TIMELINE, state="finished")
     assert counts(shown) == counts(reported(server, prompt_id)["totals"])
     assert sum(frontend.cells(TIMELINE).values()) == 2 * steps
+
+
+def test_a_run_that_a_program_queued_is_followed_to_its_end(frontend, server):
+    prompt_id = server.queue(set_inputs(workflow("first_block_cache"), "KSampler", steps=3 * LONG))
+    frontend.load(example("first_block_cache"))
+
+    frontend.wait_for(TIMELINE, state="running")
+    shown = frontend.wait_for(TIMELINE, state="finished")
+
+    assert counts(shown) == counts(reported(server, prompt_id)["totals"])
+    assert sum(frontend.cells(TIMELINE).values()) == 2 * 3 * LONG
 
 
 def test_a_live_switch_of_the_renderer_keeps_the_strip_running(tab, server):

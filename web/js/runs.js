@@ -7,6 +7,7 @@ import { addView, allViews, rootGraph, viewOf, viewsOn } from "./views.js";
 
 const EVENT = "refrain.run";
 const MOST_RUNS = 32; // as many as the server remembers
+const PAUSE = 2000; // milliseconds
 
 /** @type {Map<string, Run>} */
 const runs = new Map();
@@ -40,6 +41,16 @@ async function askServer() {
   for (const run of [...runs.values()].sort((one, other) => one.began - other.began)) deliver(run);
   await recall();
   await compareWithLastPrompt();
+  const isShown = known.runs.some((run) => isOn(run) && run.nodes.some((id) => viewOf(id, "timeline")));
+  if (isShown && !executing && !isAsking) {
+    isAsking = true;
+    setTimeout(askServer, PAUSE); // its events go to the page, or the program, that queued it
+  }
+}
+
+/** @param {Run} run */
+function isOn(run) {
+  return run.report.state === "running";
 }
 
 /** Join what is new with what is known of a run. Null where something between is missing. @param {Run} run */
@@ -48,7 +59,7 @@ function take(run) {
   const calls = known?.report.calls ?? [];
   if (run.first > calls.length) return null;
   const joined = [...calls.slice(0, run.first), ...run.report.calls];
-  const isOlder = joined.length < calls.length || (known?.report.state !== "running" && run.report.state === "running");
+  const isOlder = joined.length < calls.length || (known && !isOn(known) && isOn(run));
   if (known && isOlder) return known;
   const whole = { ...run, first: 0, report: { ...run.report, calls: joined } };
   runs.set(run.id, whole);
@@ -72,7 +83,7 @@ async function compareWithLastPrompt() {
   /** @type {Map<string, Run>} by node */
   const current = new Map();
   for (const run of [...runs.values()].sort((one, other) => one.began - other.began)) {
-    if (isNew(run) || (await tookOver(last, run))) for (const id of run.nodes) current.set(id, run);
+    if (isNew(run) || isOn(run) || (await tookOver(last, run))) for (const id of run.nodes) current.set(id, run);
   }
   if (executing || rootGraph()?.id !== workflow) return; // meanwhile there is a newer one, or another workflow
   /** @type {Set<View | null | undefined>} */
@@ -80,7 +91,7 @@ async function compareWithLastPrompt() {
   for (const [id, run] of current) {
     const view = viewOf(id, "timeline");
     shown.add(view);
-    if (!isNew(run)) view?.showEarlier?.(run, id);
+    if (!isNew(run) && !isOn(run)) view?.showEarlier?.(run, id);
   }
   for (const id of new Set([...Object.keys(last.outputs), ...last.cached])) {
     const output = [last, ...before].find((prompt) => id in prompt.outputs)?.outputs[id];
