@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from quality_rows import FEWER_STEPS, Row, of_comfyui
+from quality_rows import FEWER_STEPS, PUBLISHED, Row, of_comfyui
 
 from cache_core.strategies.faster_cache import FasterCache
 from cache_core.strategies.first_block import FirstBlockCache
@@ -76,13 +76,15 @@ def _pyramid_attention_broadcast() -> list[Row]:
 def _faster_cache() -> list[Row]:
     """The range of 1 is off: no attention is extrapolated, or no negative prompt is left out."""
     plain = dict(alpha_low_frequency=1.0, alpha_high_frequency=1.0)  # the difference of the prompts as it was measured
-    early = _within(WINDOWS[" from timestep 950"], "spatial_attention", "unconditional_batch")
+    later = _within((-1, 900), "spatial_attention", "unconditional_batch")
     variants = [
-        ("FasterCache", ((2, 2), (2, 5)), {}),
-        ("FasterCache from timestep 950", ((2, 1), (1, 2), (2, 2)), early),
-        ("FasterCache from timestep 950, attention as it was", ((2, 1),), early | dict(attention_weight=0.0)),
-        ("FasterCache from timestep 950, weights 1", ((1, 2),), early | plain),
-        ("FasterCache, negative prompt only, weights 1", ((1, 2), (1, 3)), plain),
+        ("FasterCache", ((2, 2), (2, 3)), {}),
+        ("FasterCache, attention only", ((2, 1),), {}),
+        ("FasterCache, attention only, as it was", ((2, 1),), dict(attention_weight=0.0)),
+        ("FasterCache, negative prompt only", ((1, 2),), {}),
+        ("FasterCache, negative prompt only, weights 1", ((1, 2),), plain),
+        ("FasterCache from timestep 900", ((2, 2), (2, 3)), later),
+        ("FasterCache as published", ((2, 5),), PUBLISHED),
     ]
     return [
         Row(
