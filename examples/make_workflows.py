@@ -28,7 +28,7 @@ SMALL = (  # nothing to set: collapsed to their titles
 DRAWN = {  # height; a node that ComfyUI lacks is drawn with a line that says so
     **{"RefrainCacheReport": 430, "SaveImage": 400, "SaveVideo": 260, "LoadImage": 350},
     **{"QwenImage21Cache": 130, "MarkdownNote": 390},
-    **{"RefrainLoadVideoDemo": 90, "RefrainPyramidAttentionBroadcast": 452},
+    **{"RefrainLoadVideoDemo": 90, "RefrainPyramidAttentionBroadcast": 452, "RefrainCachePreset": 400},
 }
 LONG, MORE = 1260, 70  # so many characters fill a note in Nodes 2.0; one of more is as much higher
 

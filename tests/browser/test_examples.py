@@ -12,6 +12,7 @@ WITH_STRIPS = (
     "RefrainTaylorSeerCache",
     "RefrainPyramidAttentionBroadcast",
     "RefrainFasterCache",
+    "RefrainCachePreset",
 )
 OPEN = "workflow => app.loadGraphData(workflow, true, true, null, { openSource: 'template' })"
 OPENED = """([count, isDrawn]) => app.graph.nodes.length === count && (!isDrawn || app.graph.nodes.every(
