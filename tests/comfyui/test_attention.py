@@ -207,7 +207,12 @@ def test_another_prompt_is_never_estimated_from_the_last_one(demo, comfy, change
 
 
 @pytest.mark.parametrize(
-    "strategy", [PyramidAttentionBroadcast(**ALWAYS), FasterCache(**ALWAYS)], ids=lambda s: s.title
+    "strategy",
+    [
+        PyramidAttentionBroadcast(**ALWAYS),
+        FasterCache(unconditional_batch_skip_range=5, unconditional_batch_timestep_skip_end=641, **ALWAYS),
+    ],
+    ids=lambda s: s.title,
 )
 def test_another_nodes_override_of_attention_still_computes_what_is_computed(demo, cached, reports, strategy):
     """Joint attention of Flux is an operation, no module; a node that replaced it keeps its effect."""

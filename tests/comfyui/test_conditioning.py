@@ -12,7 +12,9 @@ from cache_core.strategies.pyramid_attention import PyramidAttentionBroadcast
 from cache_core.strategies.taylorseer import TaylorSeerCache
 
 STEPS = 16
-WITHOUT_NEGATIVE = dict(spatial_attention_block_skip_range=1, unconditional_batch_timestep_skip_end=1001)
+WITHOUT_NEGATIVE = dict(
+    spatial_attention_block_skip_range=1, unconditional_batch_skip_range=5, unconditional_batch_timestep_skip_end=1001
+)
 NEVER_MET = [
     FirstBlockCache(residual_diff_threshold=1e-9),
     FasterCache(spatial_attention_timestep_skip_end=0, unconditional_batch_timestep_skip_end=0),

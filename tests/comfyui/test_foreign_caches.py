@@ -24,6 +24,11 @@ WHOLE = {
     "TaylorSeer, model": TaylorSeerCache(cache_interval=2, cache_level="model"),
     "TaylorSeer, block": TaylorSeerCache(cache_interval=2, cache_level="block"),
 }
+PUBLISHED = FasterCache(  # diffusers' defaults: the negative prompt is left out several times in a row
+    spatial_attention_timestep_skip_end=681,
+    unconditional_batch_skip_range=5,
+    unconditional_batch_timestep_skip_end=641,
+)
 
 
 class OtherCache:
@@ -335,7 +340,7 @@ class OneForBoth(OtherCache):
         return self.on(model, {kind: around})
 
 
-def beside(other, demo, cached, how, order, strategy=FasterCache(), **options):  # noqa: B008 - it is frozen
+def beside(other, demo, cached, how, order, strategy=PUBLISHED, **options):
     model = demo.model()
     if order == "cache last":
         model = cached(other.put_on(model, how, **options), strategy)
@@ -394,7 +399,7 @@ def test_both_prompts_run_where_another_cache_keeps_what_one_gave(demo, cached, 
 def test_no_prompt_is_left_out_once_another_cache_has_answered(demo, cached, reports, theirs, order):
     """Before the first step that leaves one out."""
     other, put = OtherCache(), "model function wrapper"
-    latent = demo.sample(both(demo, other, put, lambda model: cached(model, FasterCache()), order), PROMPT, steps=STEPS)
+    latent = demo.sample(both(demo, other, put, lambda model: cached(model, PUBLISHED), order), PROMPT, steps=STEPS)
     (report,) = reports.all
     assert other.answered[0] == FIRST < 8 and not left_out(report)
     assert [note for note in report.notes if "another node answers model calls" in note], report.notes
@@ -403,7 +408,7 @@ def test_no_prompt_is_left_out_once_another_cache_has_answered(demo, cached, rep
 
 def test_nothing_is_said_of_a_negative_prompt_that_is_not_run(demo, cached, reports):
     other = OtherCache()
-    model = cached(DOORS["model function wrapper"](other, demo.model()), FasterCache())
+    model = cached(DOORS["model function wrapper"](other, demo.model()), PUBLISHED)
     demo.sample(model, PROMPT, steps=STEPS, cfg=1.0)
     (report,) = reports.all
     assert len(other.answered) > 5
@@ -425,7 +430,7 @@ def test_a_cache_of_all_predictions_is_asked_again_where_it_gives_too_many(demo,
         whole = torch.cat(other.stored[None])
         return list(whole.chunk(asked[-1][1])) + [None] * (len(conds) - asked[-1][1])
 
-    model = cached(demo.model(), FasterCache())
+    model = cached(demo.model(), PUBLISHED)
     model = other.on(model, {})
     model.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, "its cache", around)
     latent = demo.sample(model, PROMPTS, steps=STEPS)

@@ -24,13 +24,17 @@ OFF = [
     FirstBlockCache(residual_diff_threshold=1e-9),  # on, but never met: everything is measured and kept
 ]
 ON = {
-    "First Block Cache": FirstBlockCache(residual_diff_threshold=0.3),
+    "First Block Cache": FirstBlockCache(residual_diff_threshold=0.3, repair="off"),
     "TaylorSeer, output": TaylorSeerCache(cache_interval=2),
     "TaylorSeer, model": TaylorSeerCache(cache_interval=2, cache_level="model"),
     "TaylorSeer, block": TaylorSeerCache(cache_interval=2, cache_level="block"),
     "TaylorSeer, module": TaylorSeerCache(cache_interval=2, cache_level="module"),
     "Pyramid Attention Broadcast": PyramidAttentionBroadcast(),
-    "FasterCache": FasterCache(unconditional_batch_skip_range=3),
+    "FasterCache": FasterCache(
+        spatial_attention_timestep_skip_end=681,
+        unconditional_batch_skip_range=3,
+        unconditional_batch_timestep_skip_end=641,
+    ),
 }
 
 

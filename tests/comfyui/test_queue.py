@@ -27,7 +27,7 @@ LATER = {  # optional, so that prompts saved before there were these still run
     "few_steps": ("compute all", ["compute all", "draft"]),
     "cache_device": ("auto", ["auto", "gpu", "cpu"]),
 }
-LAST = {"repair": ("off", ["off", "on"]), "target_speedup": (0.0, 0.0, 5.0)}
+REPAIR, LAST = ["off", "on"], {"target_speedup": (0.0, 0.0, 5.0)}
 OF_ATTENTION = {"cache_dtype": ("as computed", ["as computed", "bfloat16", "8 bit"])}
 INPUTS = {  # name: (default, minimum, maximum) or (default, choices); saved workflows depend on the order
     "RefrainFirstBlockCache": {
@@ -37,6 +37,7 @@ INPUTS = {  # name: (default, minimum, maximum) or (default, choices); saved wor
         "max_consecutive_cache_hits": (-1, -1, 100),
         "max_order": (1, 0, 3),
         "guard": ("mean", ["mean", "worst frame"]),
+        "repair": ("on", REPAIR),
         **LAST,
     },
     "RefrainTaylorSeerCache": {
@@ -47,6 +48,7 @@ INPUTS = {  # name: (default, minimum, maximum) or (default, choices); saved wor
         "cache_level": ("output", LEVELS),
         "spacing": ("sigma", SPACINGS),
         **LATER,
+        "repair": ("off", REPAIR),
         **LAST,
     },
     "RefrainPyramidAttentionBroadcast": {
@@ -66,13 +68,13 @@ INPUTS = {  # name: (default, minimum, maximum) or (default, choices); saved wor
         "spatial_attention_block_skip_range": (2, 1, 20),
         "temporal_attention_block_skip_range": (1, 1, 20),
         "spatial_attention_timestep_skip_start": (-1, -1, 1001),
-        "spatial_attention_timestep_skip_end": (681, -1, 1001),
+        "spatial_attention_timestep_skip_end": (950, -1, 1001),
         "temporal_attention_timestep_skip_start": (-1, -1, 1001),
-        "temporal_attention_timestep_skip_end": (681, -1, 1001),
+        "temporal_attention_timestep_skip_end": (950, -1, 1001),
         "attention_weight": (0.5, 0.0, 1.0),
-        "unconditional_batch_skip_range": (5, 1, 20),
+        "unconditional_batch_skip_range": (2, 1, 20),
         "unconditional_batch_timestep_skip_start": (-1, -1, 1001),
-        "unconditional_batch_timestep_skip_end": (641, -1, 1001),
+        "unconditional_batch_timestep_skip_end": (950, -1, 1001),
         "alpha_low_frequency": (1.1, 0.0, 2.0),
         "alpha_high_frequency": (1.1, 0.0, 2.0),
         "low_frequency_weight_update_start": (99, -1, 1001),

@@ -30,7 +30,7 @@ CASES = {
                 "max_consecutive_cache_hits": -1,
                 "max_order": 1,
                 "guard": "mean",
-                "repair": "off",
+                "repair": "on",
                 "target_speedup": 0.0,
             },
         )
@@ -55,7 +55,7 @@ CASES = {
             "max_consecutive_cache_hits": 2,
             "max_order": 1,
             "guard": "mean",
-            "repair": "off",
+            "repair": "on",
             "target_speedup": 0.0,
         },
     ),

@@ -24,7 +24,8 @@ from cache_core.strategy.step import Schedule
 
 PROMPT = "a big red ball at the center on a blue striped background"
 ALWAYS = dict(spatial_attention_timestep_skip_start=-1, spatial_attention_timestep_skip_end=1001)
-BROADCAST, FASTER = PyramidAttentionBroadcast(**ALWAYS), FasterCache(spatial_attention_timestep_skip_end=1001)
+BROADCAST = PyramidAttentionBroadcast(**ALWAYS)
+FASTER = FasterCache(unconditional_batch_skip_range=5, unconditional_batch_timestep_skip_end=641, **ALWAYS)
 by_strategy = pytest.mark.parametrize("strategy", [BROADCAST, FASTER], ids=lambda strategy: strategy.title)
 
 

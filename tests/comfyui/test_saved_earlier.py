@@ -1,4 +1,7 @@
-"""Prompts saved by an earlier version, before there were the optional settings: the same calls and pictures."""
+"""Prompts saved by an earlier version, before there were the optional settings: the same calls and pictures.
+
+An optional setting that a prompt lacks has its usual value, which may be another than when it came: see `USUAL_BEFORE`.
+"""
 
 import io
 import json
@@ -13,20 +16,27 @@ SAVED = json.loads(Path(__file__).parents[1].joinpath("shared", "saved_earlier.j
 """By the node's class: its inputs, what was done in each model call (computed, reused, forecast) and the picture in
 8 by 8 shades of grey, all as the earlier version had them."""
 
+USUAL_BEFORE = {"RefrainFirstBlockCache": {"repair": "off"}}  # what is on today
 
-def as_saved(name):
-    """The prompt as it was then; it has the other nodes still."""
+
+def as_saved(name, **settings):
+    """The prompt as it was then, and these settings; it has the other nodes still."""
     saved = SAVED[name]
     prompt = workflow(saved["workflow"])
     cache = node_id(prompt, name if name != "RefrainCachePreset" else "RefrainFirstBlockCache")
-    prompt[cache] = {"class_type": name, "inputs": {"model": ["1", 0], **saved["inputs"]}}
+    prompt[cache] = {"class_type": name, "inputs": {"model": ["1", 0], **saved["inputs"], **settings}}
     return prompt
+
+
+def report_in(outputs):
+    (report,) = [report for output in outputs for report in output.get("refrain_report", [])]
+    return report
 
 
 @pytest.mark.parametrize("name", SAVED)
 def test_a_prompt_saved_earlier_does_the_same_and_gives_the_same_picture(server, name):
-    outputs = server.run(as_saved(name))["outputs"].values()
-    (report,) = [report for output in outputs for report in output.get("refrain_report", [])]
+    outputs = server.run(as_saved(name, **USUAL_BEFORE.get(name, {})))["outputs"].values()
+    report = report_in(outputs)
     (image,) = [image for output in outputs for image in output.get("images", [])]
     picture = Image.open(io.BytesIO(server.picture(image))).convert("L").resize((8, 8), Image.Resampling.BOX)
 
@@ -34,3 +44,8 @@ def test_a_prompt_saved_earlier_does_the_same_and_gives_the_same_picture(server,
     assert set(SAVED[name]["calls"]) > {"c"}  # something was skipped
     shades = zip(picture.tobytes(), SAVED[name]["picture"], strict=True)
     assert max(abs(now - then) for now, then in shades) <= 1
+
+
+def test_a_prompt_saved_before_there_was_repair_is_repaired(server):
+    report = report_in(server.run(as_saved("RefrainFirstBlockCache"))["outputs"].values())
+    assert report["totals"]["gaps_repaired"] >= 3

@@ -40,7 +40,9 @@ from cache_core.strategies.taylorseer import TaylorSeerCache
 
 BROADCAST = PyramidAttentionBroadcast(spatial_attention_timestep_skip_end=1001)
 FORECAST = TaylorSeerCache(cache_interval=3)
-GUESS = FasterCache(unconditional_batch_timestep_skip_end=900, spatial_attention_block_skip_range=1)
+GUESS = FasterCache(
+    unconditional_batch_skip_range=5, unconditional_batch_timestep_skip_end=900, spatial_attention_block_skip_range=1
+)
 ALL = [BROADCAST, FORECAST, FirstBlockCache(residual_diff_threshold=0.3), FasterCache(), GUESS]
 
 

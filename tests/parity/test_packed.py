@@ -14,7 +14,9 @@ from cache_core.adapters.diffusers.arguments import Arguments
 from cache_core.adapters.diffusers.grids import grid_of, on_grid
 from cache_core.strategies.faster_cache import FasterCache
 
-ESTIMATES = FasterCache(spatial_attention_block_skip_range=1, unconditional_batch_timestep_skip_end=901)
+ESTIMATES = FasterCache(
+    spatial_attention_block_skip_range=1, unconditional_batch_skip_range=5, unconditional_batch_timestep_skip_end=901
+)
 PACKED = [replace(FLUX, branches="apart"), replace(FLUX2, branches="apart"), QWEN_IMAGE, LTX]
 each_packed = pytest.mark.parametrize("denoiser", PACKED, ids=lambda denoiser: denoiser.name)
 

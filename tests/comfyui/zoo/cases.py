@@ -37,7 +37,9 @@ AGGRESSIVE = [
         few_steps="draft",
         **ALWAYS,
     ),
-    FasterCache(unconditional_batch_timestep_skip_end=1001, few_steps="draft", **ALWAYS),
+    FasterCache(
+        unconditional_batch_skip_range=5, unconditional_batch_timestep_skip_end=1001, few_steps="draft", **ALWAYS
+    ),
 ]
 # Where the first axis is not the branches', two in one call are other shapes than one alone. FasterCache calls them in
 # either way, so each prompt's attention has its second output only after the usual 8 steps.
