@@ -19,8 +19,8 @@ class LoadDemo(io.ComfyNode):
             node_id="RefrainLoadDemo",
             display_name="Load Refrain Demo",
             description="A tiny trained Flux that comes with this pack: 128 x 128 pictures of one or two shapes on a "
-            'background, such as "a red ball at the left and a yellow star at the right on a blue tiled background". It '
-            "runs on any machine.",
+            'background, such as "a red ball at the left and a yellow star at the right on a blue tiled background". '
+            "It runs on any machine.",
             inputs=[],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="A Flux of 9 million parameters."),
