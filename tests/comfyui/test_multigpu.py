@@ -3,11 +3,13 @@
 import gc
 import weakref
 from collections import Counter
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 from test_conditioning import GREEN, RED, combined, prompt, relative
+from test_foreign_caches import PUBLISHED
 
 from cache_core.strategies.faster_cache import FasterCache
 from cache_core.strategies.first_block import FirstBlockCache
@@ -241,7 +243,7 @@ def test_a_clone_that_fails_with_one_prompt_leaves_no_result_of_the_other_behind
     def sample(model):
         return comfy.sample.sample(model, noise, 20, 3.0, "euler", "simple", combined(), prompt(""), latent, seed=1)
 
-    model = cached(clones.model, FasterCache(spatial_attention_block_skip_range=1))
+    model = cached(clones.model, replace(PUBLISHED, spatial_attention_block_skip_range=1))
     model.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.CALC_COND_BATCH, "count", count)
     handle = clones.networks[failing].double_blocks[0].register_forward_pre_hook(fail)
     drawn = sample(model)

@@ -8,6 +8,7 @@ import inspect
 import json
 import logging
 import sys
+from dataclasses import replace
 from importlib.util import module_from_spec, spec_from_file_location
 from types import SimpleNamespace
 
@@ -63,11 +64,12 @@ def without(comfy, monkeypatch):
 
 @pytest.fixture(scope="module")
 def sampled(demo, scenes):
-    """The latent and the report of a run by this strategy of a loaded pack."""
+    """The latent and the report of a run by this strategy of a loaded pack, at its defaults but for these settings."""
     reports = Reports()
 
-    def sample(pack, title, change=lambda model: model):
-        model = pack.adapter.with_cache(demo.model(), pack.strategies[title], watch=reports.watch)
+    def sample(pack, title, change=lambda model: model, **settings):
+        strategy = replace(pack.strategies[title], **settings)
+        model = pack.adapter.with_cache(demo.model(), strategy, watch=reports.watch)
         latent = demo.sample(change(model), scenes(1), steps=STEPS)
         return latent, reports.all[-1]
 
@@ -141,13 +143,16 @@ def test_without_what_all_need_the_model_samples_as_it_is_and_one_sentence_says_
         "comfy.model_management.InterruptProcessingException",
     ],
 )
-def test_without_what_none_needs_all_reuse_as_ever(without, sampled, usual, name):
+def test_without_what_none_needs_all_reuse_as_ever(without, whole, sampled, usual, name):
     pack = without(name)
     assert pack.nodes == OURS
     for title in TITLES:
-        latent, report = sampled(pack, title)
-        assert [call.action for call in report.calls] == [call.action for call in usual[title][1].calls], title
-        assert (latent == usual[title][0]).all() and not report.notes, title
+        is_unrepaired = name == "WrappersMP.PREDICT_NOISE" and title == "First Block Cache"  # repair is at its end
+        settings = {"repair": "off"} if is_unrepaired else {}
+        latent, report = sampled(pack, title, **settings)
+        expected, known = sampled(whole, title, **settings) if settings else usual[title]
+        assert [call.action for call in report.calls] == [call.action for call in known.calls], title
+        assert (latent == expected).all() and not report.notes, title
 
 
 def test_without_a_wrapper_around_all_branches_only_the_negative_prompt_always_runs(without, sampled):
