@@ -31,9 +31,15 @@ def at_guidance(visit: Visit, predict: Predict, latent: Tensor | None) -> tuple[
         (call.evaluation.unconditional,) = call.labels
     if decision is CONDITIONAL:
         call.run.memories.forget_unusable(call.sigma.step.index)
+        others_seen = call.run.others_seen
         conditional, unconditional = predict(*GIVEN)
         if unconditional is not None:
             return conditional, unconditional
+        if call.run.others_seen > others_seen:  # seen in this very call: what is kept is of another picture
+            visit.units_computed += 1
+            call.run.memories.forget_at("guidance")
+            again, unconditional = predict(*WITHOUT)
+            return conditional if again is None else again, unconditional
         with call.watch:
             decision = visit.decide_with(copied([conditional]))
         if not isinstance(decision, Request):
