@@ -16,7 +16,7 @@ ROWS, WINDOW, OVERLAP, STEPS = 16, 8, 2, 20  # rows of the latent, which the win
 STATIC, UNIFORM, LOOPED, BATCHED = "standard_static", "standard_uniform", "looped_uniform", "batched"
 SCENE = "a big red ball at the center on a blue striped background"
 PLANNED = [TaylorSeerCache(cache_interval=3), TaylorSeerCache(cache_interval=3, cache_level="model")]
-ON = [FirstBlockCache(residual_diff_threshold=0.2, repair="off"), *PLANNED, PyramidAttentionBroadcast(), FasterCache()]
+ON = [FirstBlockCache(residual_diff_threshold=0.2), *PLANNED, PyramidAttentionBroadcast(), FasterCache()]
 NEVER_MET = [
     FirstBlockCache(residual_diff_threshold=1e-9),
     FasterCache(spatial_attention_timestep_skip_end=0, unconditional_batch_timestep_skip_end=0),
@@ -102,3 +102,11 @@ def test_moving_windows_hold_no_more_than_those_of_one_evaluation(demo, cached, 
     sample(windowed(cached(demo.model(), strategy), LOOPED))
     one_window = 16 * WINDOW * 8 * 4 * 2  # two outputs of a branch, in bytes
     assert reports.all[0].bytes_held <= 2 * 2 * 3 * one_window  # both branches, three windows, now and last time
+
+
+def test_in_windows_nothing_is_repaired_and_a_word_says_so(demo, cached, reports, sample, windowed):
+    off, on = (
+        sample(windowed(cached(demo.model(), FirstBlockCache(repair=repair)), STATIC)) for repair in ("off", "on")
+    )
+    assert torch.equal(on, off) and reports.all[1].gaps_repaired == 0
+    assert [note for note in reports.all[1].notes if "context windows" in note]

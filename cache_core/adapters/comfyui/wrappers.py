@@ -19,7 +19,7 @@ from ...run.alike import Decisions
 from ...run.ranks import Ranks
 from ...run.repairing import allow_repair
 from ...run.run import CacheRun
-from ...strategy.repairing import OFF
+from ...strategy.repairing import OFF, UNREPAIRED
 from ...strategy.strategy import Strategy
 from .calls import apply_model, calc_cond_batch, predict_noise
 from .exceptions import METHODS, OTHER_CACHES, refuse_other_caches
@@ -33,6 +33,7 @@ logger = logging.getLogger(__name__)
 
 NO_EFFECT = "the {} node before {} has no effect: both leave out the same work, and the later counts"
 GIVEN = ("noise", "latent_image", "sampler", "sigmas", "denoise_mask")  # to one sampling run, in this order
+IN_WINDOWS = "the latent is sampled in context windows"  # on the demo one in two came further away by repair
 NO_REPAIR = "skipped steps are not repaired: this ComfyUI has no ModelSampling.calculate_denoised"
 NO_RUN = "the caches on this model did nothing"
 OTHER_CACHE = "{} is on this model too; the calls that it leaves out count as computed here"
@@ -157,10 +158,12 @@ class _Wrappers:
         run = CacheRun(
             self.strategies, schedule, METHODS, fetch_no_more_blocks, mask, self.ranks, CANCELS, free, free_away
         )
-        if denoised := denoised_by(model):
-            allow_repair(run.state, mask, denoised)
-        elif any(strategy.repair != OFF for strategy in run.state.terms.strategies):
-            run.report.note(NO_REPAIR)
+        if any(strategy.repair != OFF for strategy in run.state.terms.strategies):
+            denoised = denoised_by(model)
+            if denoised is None or model.model_options.get("context_handler") is not None:
+                run.report.note(NO_REPAIR if denoised is None else UNREPAIRED.format(IN_WINDOWS))
+            else:
+                allow_repair(run.state, mask, denoised)
         run.report.owners = tuple(owner for _, owner in self.parts)
         if schedule.is_open:
             run.report.steps = len(sigmas) - 1
