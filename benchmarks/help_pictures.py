@@ -12,6 +12,7 @@ from cache_core.compare.quality import psnr
 from cache_core.compare.sheet import Cell, Label, draw
 from cache_core.demo import PROMPTS
 from cache_core.demo.server import Server
+from cache_core.demo.still_life import SIZE
 from cache_core.demo.workflows import node_id, set_inputs, workflow
 
 HELP = Path(__file__).resolve().parents[1] / "web" / "docs"
@@ -49,8 +50,8 @@ PAGES = {  # node: (workflow, what its share is of, rows of (name, settings))
         "faster_cache",
         "negative prompts",
         [
-            ("Careful", {"unconditional_batch_skip_range": 2, **NEGATIVE_ONLY}),
-            ("Default", {"unconditional_batch_skip_range": 5, **NEGATIVE_ONLY}),
+            ("Default", {"unconditional_batch_skip_range": 2, **NEGATIVE_ONLY}),
+            ("Far", {"unconditional_batch_skip_range": 5, **NEGATIVE_ONLY}),
             ("Too far", {"unconditional_batch_skip_range": 20, **NEGATIVE_ONLY}),
         ],
     ),
@@ -75,14 +76,14 @@ def main() -> None:
         _write_comparison(server)
         _write_search(server)
         video_pictures.write(server)
-    label = Label("The demo model", "64 x 64, enlarged")
+    label = Label("The demo model", f"{SIZE} x {SIZE}, enlarged")
     _save("What it draws", [[label, *uncached]], "RefrainLoadDemo", "pictures")
 
 
 def _picture(server: Server, name: str, number: int, node: str = "", settings: dict[str, Any] | None = None) -> tuple:
-    """Picture (3, 64, 64) in 0..1 of a prompt, and its report."""
+    """Picture (3, size, size) in 0..1 of a prompt, and its report."""
     graph = set_inputs(workflow(name), "KSampler", seed=number)
-    graph = set_inputs(graph, "ImageScale", width=64, height=64)  # as it was made
+    graph = set_inputs(graph, "ImageScale", width=SIZE, height=SIZE)  # as it was made
     graph = set_inputs(graph, node, **settings) if settings else graph
     graph[graph[node_id(graph, "KSampler")]["inputs"]["positive"][0]]["inputs"]["text"] = SHOWN[number]
     outputs = server.run(graph)["outputs"]

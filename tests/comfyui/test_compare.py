@@ -67,7 +67,7 @@ def test_every_cache_reuses_and_is_closer_than_chance(example):
     assert [row["computed_share"] for row in cached] == [pytest.approx(5 / 8), pytest.approx(0.4)]
     for row in cached:
         assert 35 < row["psnr"] < 60  # another seed's picture is 10 to 14 dB off
-        assert 0.99 < row["ssim"] < 1
+        assert 0.97 < row["ssim"] < 1
 
 
 def test_the_uncached_run_is_what_the_others_are_measured_against(example):
@@ -110,7 +110,7 @@ def test_its_outputs_are_the_table_and_images_in_full_size_the_uncached_one_firs
     images = [Image.open(io.BytesIO(server.picture(image))) for image in entry["outputs"]["31"]["images"]]
     rows = rows_in(prompt, entry)
     assert len(images) == len(rows) >= 2
-    assert {image.size for image in images} == {(64, 64)}
+    assert {image.size for image in images} == {(128, 128)}
     uncached, *others = [torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8) / 255 for image in images]
     for row, other in zip(rows[1:], others):
         error = (other - uncached).square().mean().item()
