@@ -23,7 +23,7 @@ COST = (0.2, 1.15)
 TITLE = """Cached {title} against the uncached ones: closer is higher, cheaper is further left
 demo model in {through}, {steps} Euler steps, cfg {cfg:g}, median of {pictures}; each point is a setting"""
 FAINT = "Faint points: another setting of the same method is both closer and cheaper."
-FEW_TOKENS = "PAB, Pyramid Attention Broadcast, saves inside of blocks: next to nothing with this model's 24 tokens."
+FEW_TOKENS = "PAB, Pyramid Attention Broadcast, saves inside of blocks: next to nothing with this model's 72 tokens."
 EASYCACHE = (
     "EasyCache is handed a clone of its input. As shipped it overwrites the input of a float32 model, and most of its "
     "points would be below this picture."

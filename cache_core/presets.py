@@ -120,24 +120,24 @@ _T8 = {"max_consecutive_cache_hits": 2, "start_percent": 0.1, "end_percent": 0.8
 
 PRESETS: Mapping[str, Mapping[str, Preset]] = {
     DEMO: _of(
-        _measured(_first_block(0.08), "20 steps at flow shifts 1 to 6, 67 to 69 % of the blocks computed, 52 to 54 dB"),
-        _measured(_first_block(0.12), "20 steps at flow shifts 1 to 6, 58 to 67 % of the blocks computed, 48 to 51 dB"),
+        _measured(_first_block(0.08), "20 steps at flow shifts 1 to 6, 67 to 75 % of the blocks computed, 55 to 56 dB"),
+        _measured(_first_block(0.12), "20 steps at flow shifts 1 to 6, 62 to 67 % of the blocks computed, 53 to 55 dB"),
         _measured(
             TaylorSeerCache(cache_interval=3),
-            "20 steps at flow shifts 1 to 6, 40 % of the blocks computed, 41 to 42 dB",
+            "20 steps at flow shifts 1 to 6, 40 % of the blocks computed, 37 to 41 dB",
         ),
     ),
     VIDEO_DEMO: _of(
         _measured(
-            FirstBlockCache(0.08, repair="on"),
+            _first_block(0.08),
             "20 steps at flow shifts 3 and 8, 56 to 58 % of the blocks computed, 44 to 48 dB",
         ),
         _measured(
-            FirstBlockCache(0.12, repair="on"),
+            _first_block(0.12),
             "20 steps at flow shifts 3 and 8, 56 % of the blocks computed, 43 to 46 dB",
         ),
         _measured(
-            FirstBlockCache(0.2, repair="on"),
+            _first_block(0.2),
             "20 steps at flow shifts 3 and 8, 47 % of the blocks computed, 36 to 42 dB",
         ),
     ),
