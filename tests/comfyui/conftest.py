@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 from statistics import median
 from types import SimpleNamespace
-from unittest import mock
 
 import pytest
 
@@ -125,12 +124,12 @@ def demo(comfy):
 
     from cache_core.adapters.comfyui import demo as loading
 
+    loading.FLUX_WEIGHTS = ROOT / "benchmarks" / "weights" / "flux_64.safetensors"
     clip, models = loading.load_clip(), {}
 
     def model(dtype="float32"):
         if dtype not in models:
-            with mock.patch.object(loading, "FLUX_WEIGHTS", ROOT / "benchmarks" / "weights" / "flux_64.safetensors"):
-                models[dtype] = loading.load_model()
+            models[dtype] = loading.load_model()
             models[dtype].model.diffusion_model.to(getattr(torch, dtype))
             models[dtype].model.diffusion_model.dtype = getattr(torch, dtype)
             models[dtype].model.manual_cast_dtype = None
