@@ -210,7 +210,11 @@ def test_where_branches_are_not_told_apart_they_are_by_their_order(whole, sample
 
     for title in TITLES:
         (before, known), (latent, report) = usual[title], sampled(whole, title, lacking)
-        assert reused(report) == reused(known), title
+        lost = 0  # a prompt that is called alone is the first by order, whichever it is: its attention is computed
+        if len(options) == 2:
+            lost = sum(call.attention_only and len(call.branches) == 1 for call in known.calls)
+            assert (lost > 3) == (title == "FasterCache")
+        assert reused(report) == reused(known) - lost, title
         assert ((latent - before).norm() / before.norm()).item() < 0.05, title
 
 
