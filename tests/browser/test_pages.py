@@ -8,7 +8,7 @@ from history import counts, reported, run_of, skipped
 
 from cache_core.demo.workflows import set_inputs, workflow
 
-LONG = 400  # steps: some ten seconds
+LONG = 150  # steps: some ten seconds
 
 
 def test_a_reload_brings_strip_and_report_back(frontend, server):
