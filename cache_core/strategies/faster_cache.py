@@ -52,7 +52,7 @@ class GuidanceState:
 
 @dataclass(frozen=True)
 class FasterCache(Strategy):
-    """Skip every other attention, and most of the model calls without the prompt.
+    """Skip every other attention, and every other model call without the prompt.
 
     FasterCache, arXiv 2410.19355. A skipped attention gives its last output and, times `attention_weight`, what that
     changed since the one before. A skipped prediction without the prompt is the one with it plus how the two differed
@@ -64,8 +64,8 @@ class FasterCache(Strategy):
 
     title = "FasterCache"
     summary = (
-        "Makes sampling with a negative prompt faster. Extrapolates every other attention and estimates most "
-        "predictions for the negative prompt."
+        "Makes sampling with a negative prompt faster. Extrapolates every other attention and estimates "
+        "every other prediction for the negative prompt."
     )
     source = "FasterCache, arXiv 2410.19355"
     aliases = ("CFG cache", "negative prompt", "skip CFG", "attention cache")
