@@ -101,7 +101,7 @@ class FewSteps(Pictures):
 
     def __init__(self, steps: int) -> None:
         self.steps, self.name, self.file = steps, f"few-steps-{steps}", f"few_steps_{steps}"
-        self.title = f"pictures by the LoRA for {4 if steps <= 4 else 8} steps"
+        self.title = f"pictures by the LoRA for {self._lora} steps"
 
     def rows(self) -> list[Row]:
         import few_step_rows
@@ -124,13 +124,13 @@ class FewSteps(Pictures):
         import comfy.sd
         import comfy.utils
 
-        model, lora = comfy.sd.load_diffusion_model(str(BASE)), comfy.utils.load_torch_file(str(self._lora))
+        model, lora = comfy.sd.load_diffusion_model(str(BASE)), comfy.utils.load_torch_file(str(self._file))
         return comfy.sd.load_lora_for_models(model, None, lora, 1.0, 0.0)[0]
 
     def load_in_diffusers(self) -> torch.nn.Module:
         from cache_core.demo.sampling import load_transformer
 
-        transformer, lora = load_transformer(), load_file(self._lora)
+        transformer, lora = load_transformer(), load_file(self._file)
         transformer.load_state_dict({name: weight.float() for name, weight in load_file(BASE).items()})
         for key, down in lora.items():
             if (name := key.removesuffix(".lora_A.weight")) != key:
@@ -139,8 +139,12 @@ class FewSteps(Pictures):
         return transformer
 
     @property
-    def _lora(self) -> Path:
-        return WEIGHTS / f"{4 if self.steps <= 4 else 8}_steps.safetensors"
+    def _lora(self) -> int:
+        return 4 if self.steps <= 4 else 8
+
+    @property
+    def _file(self) -> Path:
+        return WEIGHTS / f"{self._lora}_steps.safetensors"
 
 
 class Videos(Pictures):

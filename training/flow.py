@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,12 @@ from torch import Tensor, nn
 
 from cache_core.demo.sampling import Velocity
 
+from .clock import LossLog, every
+
 TEXT_DROPOUT = 0.12  # these teach the empty prompt, which guidance needs
 AVERAGE_DECAY = 0.995
 WARM_UP = 60  # steps
+SAVED_EVERY = 180.0  # seconds
 
 
 def start(transformer: nn.Module) -> None:
@@ -75,6 +78,25 @@ class Learner:
         torch._foreach_copy_(list(self.average.values()), list(state["average"].values()))
         for optimizer, stored in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(stored)
+
+
+def going_on(
+    learner: Learner, name: str, steps: int, take_step: Callable[[Learner, int], float], checkpoint: Path
+) -> Iterator[bool]:
+    """Trains to so many steps, from where the checkpoint is, if there is one; it is written every few minutes.
+
+    Yields after each step whether it was the last.
+    """
+    if checkpoint.exists():
+        learner.go_on_from(torch.load(checkpoint))
+    to_save = every(SAVED_EVERY)
+    with LossLog(name, seconds=60, steps=learner.steps) as log:
+        while learner.steps < steps:
+            log.add(take_step(learner, steps))
+            is_last = learner.steps == steps
+            if next(to_save) or is_last:
+                save(learner.state(), checkpoint)
+            yield is_last
 
 
 def save(state: dict[str, Any], path: Path) -> None:

@@ -21,9 +21,8 @@ from cache_core.demo import codec
 from cache_core.demo.sampling import TRANSFORMER_CONFIG, encode_prompts, velocity
 from cache_core.demo.still_life import SIZE
 
-from .clock import LossLog, every
 from .data import random_pictures, random_still_lifes
-from .flow import Learner, flow_loss, save, start
+from .flow import Learner, flow_loss, going_on, start
 
 if TYPE_CHECKING:
     from diffusers import FluxTransformer2DModel
@@ -33,7 +32,6 @@ LEAN = {64: 0.2, SIZE: 0.8}  # of the sigmas: larger pictures show through more 
 SMALL = 0.15  # of the steps are on pictures of 64 pixels
 OF_SCENES = 0.2  # of the large pictures show what the small ones do
 MUON_RATE, ADAM_RATE = 4e-3, 1.5e-3
-SAVED_EVERY = 180.0  # seconds
 
 
 def new_transformer(**changed: int) -> FluxTransformer2DModel:
@@ -78,15 +76,10 @@ def main() -> None:
     if arguments.start:
         transformer.load_state_dict(load_file(arguments.start))
     learner = Learner(transformer, muon_rate=MUON_RATE, adam_rate=ADAM_RATE, bfloat16=arguments.bfloat16)
-    checkpoint, to_save = arguments.out.with_suffix(".checkpoint"), every(SAVED_EVERY)
-    if checkpoint.exists():
-        learner.go_on_from(torch.load(checkpoint))
-    with LossLog("flux", seconds=60, steps=learner.steps) as log:
-        while learner.steps < arguments.steps:
-            log.add(take_step(learner, arguments.steps, arguments.seed))
-            if next(to_save) or learner.steps == arguments.steps:
-                save(learner.state(), checkpoint)
-                export(learner.average, arguments.out)
+    step, checkpoint = partial(take_step, seed=arguments.seed), arguments.out.with_suffix(".checkpoint")
+    for is_last in going_on(learner, "flux", arguments.steps, step, checkpoint):
+        if is_last:
+            export(learner.average, arguments.out)
 
 
 if __name__ == "__main__":

@@ -23,8 +23,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from cache_core.demo import motion, wan
 from cache_core.demo.sampling import GuidedPrediction, denoise, encode_prompts, flow_sigmas
 
-from .clock import LossLog, every
-from .flow import Learner, flow_loss, save, start
+from .clock import every
+from .flow import Learner, flow_loss, going_on, start
 from .yardstick import share_right
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ STAGES = (
     Stage(1.0, wan.SIZE, wan.FRAMES, 3, 1.3),
 )
 MUON_RATE, ADAM_RATE = 12e-3, 3e-3
-SAVED_EVERY, MEASURED_EVERY = 180.0, 600.0  # seconds
+MEASURED_EVERY = 600.0  # seconds
 MEASURED = 24  # videos
 SAMPLING_STEPS, SHIFT = 16, 3.0
 
@@ -128,18 +128,11 @@ def main() -> None:
     torch.manual_seed(arguments.seed)
     learner = new_learner(arguments.bfloat16)
     checkpoint, picture = arguments.out.with_suffix(".checkpoint"), arguments.out.with_suffix(".png")
-    if checkpoint.exists():
-        learner.go_on_from(torch.load(checkpoint))
-    to_save, to_measure = every(SAVED_EVERY), every(MEASURED_EVERY)
-    with LossLog("wan", seconds=60, steps=learner.steps) as log:
-        while learner.steps < arguments.steps:
-            log.add(take_step(learner, arguments.steps, seed=arguments.seed))
-            done = learner.steps == arguments.steps
-            if next(to_save) or done:
-                save(learner.state(), checkpoint)
-            if next(to_measure) or done:
-                shares = measure(learner, stage_of(learner.steps / arguments.steps), picture)
-                print("right:", ", ".join(f"{part} {share:.0%}" for part, share in shares.items()), flush=True)
+    step, to_measure = partial(take_step, seed=arguments.seed), every(MEASURED_EVERY)
+    for is_last in going_on(learner, "wan", arguments.steps, step, checkpoint):
+        if next(to_measure) or is_last:
+            shares = measure(learner, stage_of(learner.steps / arguments.steps), picture)
+            print("right:", ", ".join(f"{part} {share:.0%}" for part, share in shares.items()), flush=True)
     export(learner.average, arguments.out)
 
 

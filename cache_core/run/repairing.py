@@ -24,12 +24,15 @@ NO_MEMORY = "memory ran out"
 Denoised = Callable[[Tensor, Tensor, Tensor], Tensor]  # of a sigma, a model output and a latent, as the model has it
 
 
-def allow_repair(run: RunState, mask: Tensor | None, denoised_of: Denoised) -> None:
-    """Let this run be repaired, if its settings want that. The host takes what `end_evaluation` returns."""
+def allow_repair(run: RunState, mask: Tensor | None, denoised_of: Denoised, why_not: str = "") -> None:
+    """Let this run be repaired, if its settings want that. The host takes what `end_evaluation` returns.
+
+    `why_not`, in a few words: what the host knows that speaks against it.
+    """
     on = run.terms.strategies
     if all(strategy.repair == OFF for strategy in on):
         return
-    if why := _why_not(on, run.terms.schedule):
+    if why := why_not or _why_not(on, run.terms.schedule):
         run.report.note(UNREPAIRED.format(why))
         return
     run.repair, run.denoised_of, run.paths.whole_is_followed = Repair(mask), denoised_of, True

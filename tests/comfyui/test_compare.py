@@ -65,9 +65,9 @@ def test_every_cache_reuses_and_is_closer_than_chance(example):
     assert [row["name"] for row in cached] == ["First Block Cache", "TaylorSeer Cache"]
     assert [row["settings"] for row in cached] == ["residual_diff_threshold 0.12", "cache_interval 3"]
     assert [row["computed_share"] for row in cached] == [pytest.approx(5 / 8), pytest.approx(0.4)]
-    for row in cached:
+    for row, least in zip(cached, (0.998, 0.98), strict=True):
         assert 35 < row["psnr"] < 60  # another seed's picture is 10 to 14 dB off
-        assert 0.97 < row["ssim"] < 1
+        assert least < row["ssim"] < 1
 
 
 def test_the_uncached_run_is_what_the_others_are_measured_against(example):

@@ -9,10 +9,10 @@ from types import MethodType
 
 import pytest
 import torch
+from published import as_published
 from torch import nn
 from zoo.cases import OFF
 
-from cache_core.strategies.faster_cache import FasterCache
 from cache_core.strategies.first_block import FirstBlockCache
 from cache_core.strategies.taylorseer import TaylorSeerCache
 
@@ -24,11 +24,7 @@ WHOLE = {
     "TaylorSeer, model": TaylorSeerCache(cache_interval=2, cache_level="model"),
     "TaylorSeer, block": TaylorSeerCache(cache_interval=2, cache_level="block"),
 }
-PUBLISHED = FasterCache(  # diffusers' defaults: the negative prompt is left out several times in a row
-    spatial_attention_timestep_skip_end=681,
-    unconditional_batch_skip_range=5,
-    unconditional_batch_timestep_skip_end=641,
-)
+PUBLISHED = as_published()
 
 
 class OtherCache:

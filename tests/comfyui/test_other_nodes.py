@@ -7,6 +7,7 @@ import re
 
 import pytest
 import torch
+from published import as_published
 from zoo import all_architectures
 
 from cache_core.strategies.faster_cache import FasterCache
@@ -30,11 +31,7 @@ ON = {
     "TaylorSeer, block": TaylorSeerCache(cache_interval=2, cache_level="block"),
     "TaylorSeer, module": TaylorSeerCache(cache_interval=2, cache_level="module"),
     "Pyramid Attention Broadcast": PyramidAttentionBroadcast(),
-    "FasterCache": FasterCache(
-        spatial_attention_timestep_skip_end=681,
-        unconditional_batch_skip_range=3,
-        unconditional_batch_timestep_skip_end=641,
-    ),
+    "FasterCache": as_published(unconditional_batch_skip_range=3),
 }
 
 

@@ -6,6 +6,7 @@ from math import hypot
 
 import pytest
 import torch
+from published import as_published
 from toy import (
     IMAGE,
     NEGATIVE,
@@ -20,7 +21,6 @@ from toy import (
     Toy,
     W,
     alive,
-    as_published,
     first_latent,
     relative_error,
     reused_by_hand,

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from published import as_published
 from toy import (
     NEGATIVE,
     PICTURE,
@@ -9,7 +10,6 @@ from toy import (
     GuidedSampling,
     Sampling,
     Toy,
-    as_published,
     first_latent,
     sigmas_of,
 )

@@ -8,6 +8,7 @@ from functools import partial
 
 import pytest
 import torch
+from published import as_published
 from toy import (
     IMAGE,
     NEGATIVE,
@@ -19,7 +20,6 @@ from toy import (
     Sampling,
     Toy,
     W,
-    as_published,
     first_latent,
     sigmas_of,
     tensors_in,

@@ -13,7 +13,7 @@ import torch
 from allocations import taken_by
 from memory_shapes import GIB, MODELS, ModelShape, bytes_by_step, bytes_held_late, bytes_to_hold
 from memory_taken import extra_of
-from toy import as_published
+from published import as_published
 from video_blocks import CHANNELS, TOKENS, VOLUME, S
 
 from cache_core.strategies.faster_cache import FasterCache

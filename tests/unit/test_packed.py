@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from published import as_published
 from test_budget import ATTENTION, STRATEGIES
 from test_cuda import cuda, on_each_device
 from toy import (
@@ -12,7 +13,6 @@ from toy import (
     GuidedSampling,
     Sampling,
     Toy,
-    as_published,
     first_latent,
     relative_error,
     uncached,

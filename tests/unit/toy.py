@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from cache_core import COMPUTE, CacheRun, Report, Schedule, Strategy
-from cache_core.strategies.faster_cache import FasterCache
 from cache_core.strategy.forecast import History
 
 C, W, IMAGE, TEXT = 4, 16, 10, 6
@@ -322,19 +321,6 @@ class GuidedSampling(Sampling):
 
     def tokens_of(self, prediction: Tensor) -> Tensor:
         return prediction.flatten(2).transpose(1, 2)
-
-
-def as_published(**settings: Any) -> FasterCache:
-    """FasterCache with the windows and the range of diffusers' defaults, but for these settings."""
-    return FasterCache(
-        **dict(
-            spatial_attention_timestep_skip_end=681,
-            temporal_attention_timestep_skip_end=681,
-            unconditional_batch_timestep_skip_end=641,
-            unconditional_batch_skip_range=5,
-        )
-        | settings
-    )
 
 
 def reused_by_hand(steps: int, skip_range: int, start: int, end: int) -> list[int]:

@@ -19,7 +19,7 @@ from ...run.alike import Decisions
 from ...run.ranks import Ranks
 from ...run.repairing import allow_repair
 from ...run.run import CacheRun
-from ...strategy.repairing import OFF, UNREPAIRED
+from ...strategy.repairing import OFF
 from ...strategy.strategy import Strategy
 from .calls import apply_model, calc_cond_batch, predict_noise
 from .exceptions import METHODS, OTHER_CACHES, refuse_other_caches
@@ -158,12 +158,11 @@ class _Wrappers:
         run = CacheRun(
             self.strategies, schedule, METHODS, fetch_no_more_blocks, mask, self.ranks, CANCELS, free, free_away
         )
-        if any(strategy.repair != OFF for strategy in run.state.terms.strategies):
-            denoised = denoised_by(model)
-            if denoised is None or model.model_options.get("context_handler") is not None:
-                run.report.note(NO_REPAIR if denoised is None else UNREPAIRED.format(IN_WINDOWS))
-            else:
-                allow_repair(run.state, mask, denoised)
+        if denoised := denoised_by(model):
+            in_windows = model.model_options.get("context_handler") is not None
+            allow_repair(run.state, mask, denoised, IN_WINDOWS if in_windows else "")
+        elif any(strategy.repair != OFF for strategy in run.state.terms.strategies):
+            run.report.note(NO_REPAIR)
         run.report.owners = tuple(owner for _, owner in self.parts)
         if schedule.is_open:
             run.report.steps = len(sigmas) - 1
