@@ -16,7 +16,12 @@ def rows(steps: int) -> list[Row]:
     return [
         *(Row(FEWER_STEPS, f"{fewer} steps", steps=fewer) for fewer in range(steps - 1, max(steps - 5, 1), -1)),
         *(
-            Row("First Block Cache", f"threshold {value:g}", steps, FirstBlockCache(value, repair="off"))
+            Row("Fewer steps, dpmpp_2m", f"{fewer} steps", fewer, sampler="dpmpp_2m")
+            for fewer in range(steps - 1, steps // 2, -1)
+        ),
+        *(
+            Row(method, f"threshold {value:g}", steps, FirstBlockCache(value, repair=repair))
+            for method, repair in (("First Block Cache, repair", "on"), ("First Block Cache", "off"))
             for value in (0.12, 0.2, 0.3, 0.5, 0.8)
         ),
         *(

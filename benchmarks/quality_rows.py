@@ -80,7 +80,8 @@ def _first_block_cache() -> list[Row]:
 
 
 def _taylorseer() -> list[Row]:
-    ours = {f"interval {interval}": dict(cache_interval=interval) for interval in (2, 3, 4, 5, 6)}
+    ours = {f"interval {interval}": dict(cache_interval=interval, repair="off") for interval in (2, 3, 4, 5, 6)}
+    repaired = {f"interval {interval}": dict(cache_interval=interval, repair="on") for interval in (2, 3)}
     others = {
         "interval 3, order 0": dict(cache_interval=3, max_order=0),
         "interval 2, order 2": dict(cache_interval=2, max_order=2),
@@ -89,7 +90,7 @@ def _taylorseer() -> list[Row]:
         "interval 3, level module": dict(cache_interval=3, cache_level="module"),
     }
     asked_for = {f"{speed_up:g}x": dict(target_speedup=speed_up, repair="on") for speed_up in (1.5, 1.8, 2.0)}
-    published = dict(spacing="steps", weights="recursion")
+    published = dict(spacing="steps", weights="recursion", repair="off")
     as_published = {f"interval {interval}": dict(cache_interval=interval, **published) for interval in (2, 3, 4, 5)}
     per_module = {
         f"interval {interval}, level module": dict(cache_interval=interval, cache_level="module", **published)
@@ -99,6 +100,7 @@ def _taylorseer() -> list[Row]:
         Row(method, setting, strategy=TaylorSeerCache(**settings))
         for method, variants in (
             ("TaylorSeer", ours),
+            ("TaylorSeer, repair", repaired),
             ("TaylorSeer, asked for a speed-up", asked_for),
             ("TaylorSeer, orders and levels", others),
             ("TaylorSeer as published", as_published),

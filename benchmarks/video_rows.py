@@ -40,14 +40,20 @@ def _first_block_cache() -> list[Row]:
 
 
 def _taylorseer() -> list[Row]:
-    return [
-        Row(f"TaylorSeer{told}", f"interval {interval}", strategy=TaylorSeerCache(interval, **settings))
+    asked_for = [("asked for a speed-up", f"{wish:g}x", dict(target_speedup=wish, repair="on")) for wish in (1.5, 1.8)]
+    at_interval = [
+        (told, f"interval {interval}", dict(cache_interval=interval, **settings))
         for told, settings, intervals in (
-            ("", {}, (2, 3)),
-            (", repair", dict(repair="on"), (2,)),
-            (", level module", dict(cache_level="module"), (2, 3)),
+            ("", dict(repair="off"), (2, 3)),
+            ("repair", dict(repair="on"), (2, 3)),
+            ("level module", dict(cache_level="module"), (2, 3)),
+            ("as published", dict(spacing="steps", weights="recursion", repair="off"), (2, 3)),
         )
         for interval in intervals
+    ]
+    return [
+        Row(", ".join(filter(None, ("TaylorSeer", told))), setting, strategy=TaylorSeerCache(**settings))
+        for told, setting, settings in at_interval + asked_for
     ]
 
 

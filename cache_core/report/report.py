@@ -18,6 +18,7 @@ from .record import CallRecord
 logger = logging.getLogger(__name__)
 NEVER = "these settings never reuse"
 ACTIONS = ("computed", "reused", "forecast")
+KEPT = ("bytes_held", "bytes_foretold", "bytes_away", "bytes_foretold_away")
 WORK: dict[Level, str] = {  # what is counted where a strategy steps in
     "output": "blocks",
     "model": "blocks",
@@ -43,6 +44,7 @@ class Report:
     bytes_away: int = 0  # the same two in main memory, of what is kept there instead of on the device
     bytes_foretold_away: int = 0
     gaps_repaired: int = 0  # between computed steps
+    unrepaired: str = ""  # why they are not, or no more, in a few words
     seconds: float = 0.0  # of the whole sampling run, set by the adapter
     state: State = "running"  # stopped: cancelled or failed
     owners: tuple[str, ...] = ()  # what the caller knows each strategy by
@@ -174,17 +176,14 @@ class Report:
             "speed_up": (speed_up := self.speed_up),
             "seconds": self.seconds,
             "seconds_uncached": seconds_uncached(calls, self.seconds, speed_up),
-            "bytes_held": self.bytes_held,
-            "bytes_foretold": self.bytes_foretold,
-            "bytes_away": self.bytes_away,
-            "bytes_foretold_away": self.bytes_foretold_away,
+            **{name: getattr(self, name) for name in KEPT},
             "gaps_repaired": self.gaps_repaired,
         }
 
     def line(self) -> str:
         """The run in one line, for the log."""
-        names = " + ".join(strategy.title for strategy in self.strategies)
         parts = [f"{self.count(action)} {action}" for action in ACTIONS if self.count(action)]
+        names = " + ".join(strategy.title for strategy in self.strategies)
         text = f"Refrain, {names}: {counted(len(self.calls), 'model call')}"
         text += f": {', '.join(parts)}" if parts else ""
         if self.count("reused", "forecast"):
@@ -193,6 +192,7 @@ class Report:
             text += f", {_held(self.bytes_held, self.bytes_foretold)} held"
             text += f" and {_held(self.bytes_away, self.bytes_foretold_away)} in main memory" if self.bytes_away else ""
             text += f", {counted(self.gaps_repaired, 'gap')} repaired" if self.gaps_repaired else ""
+            text += f", gaps not repaired: {self.unrepaired}" if self.unrepaired else ""
         elif all(strategy.is_off for strategy in self.strategies):
             text += f"; {NEVER}"
         elif self.calls:

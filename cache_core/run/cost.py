@@ -2,7 +2,6 @@
 
 from ..model import weights_in
 from ..strategy import Site, Strategy
-from ..strategy.repairing import UNREPAIRED
 from .state import CallState
 
 
@@ -35,7 +34,7 @@ def cost_of_reuse(call: CallState, strategy: Strategy, site: Site) -> float | No
         left_out = sum(model.shares.get(name, 0.0) for name in _skipped(call, strategy))
         model.costs[strategy] = cost = min(max(1 - left_out, 0.0), 1.0)
         if call.run.repair is not None and (why := strategy.why_unrepaired(call.run.terms.schedule, cost)):
-            call.run.leave_unrepaired(UNREPAIRED.format(why))  # so few steps are computed
+            call.run.leave_unrepaired(why)  # so few steps are computed
     return model.costs.get(strategy)
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..strategy import Schedule, Strategy, is_same
-from ..strategy.repairing import OFF, UNREPAIRED
+from ..strategy.repairing import OFF
 from .reading import SigmaReading
 from .repair import Repair
 from .solvers import Weights
@@ -19,7 +19,7 @@ UNKNOWN_SOLVER = "the sampler steps neither as euler nor as dpmpp_2m or res_mult
 BESIDE = "another cache works beside this one"
 NOT_FALLING = "the noise does not only fall in this run"
 CANNOT = "what is sampled or kept in this run can not be corrected"
-NO_MEMORY = "memory ran out"
+NO_MEMORY = "memory ran out, so gaps between computed steps are no longer repaired"
 
 Denoised = Callable[[Tensor, Tensor, Tensor], Tensor]  # of a sigma, a model output and a latent, as the model has it
 
@@ -33,7 +33,7 @@ def allow_repair(run: RunState, mask: Tensor | None, denoised_of: Denoised, why_
     if all(strategy.repair == OFF for strategy in on):
         return
     if why := why_not or _why_not(on, run.terms.schedule):
-        run.report.note(UNREPAIRED.format(why))
+        run.report.unrepaired = why
         return
     run.repair, run.denoised_of, run.paths.whole_is_followed = Repair(mask), denoised_of, True
 
@@ -45,14 +45,15 @@ def repaired(run: RunState, predictions: tuple[Tensor, ...]) -> tuple[Tensor, ..
     latent = run.asked_about()
     is_one = latent is not None and len(predictions) == 1 and predictions[0].shape == latent.shape
     if not is_one or not run.repair.fits(latent):
-        run.leave_unrepaired(UNREPAIRED.format(CANNOT))
+        run.leave_unrepaired(CANNOT)
         return predictions
     try:
         return (_repaired(run, run.repair, latent, predictions[0]),)
     except Exception as error:
         if not run.terms.go_on_after(error):
             raise
-    run.leave_unrepaired(UNREPAIRED.format(NO_MEMORY))
+    run.report.note(NO_MEMORY)
+    run.leave_unrepaired()
     return predictions
 
 
@@ -73,7 +74,7 @@ def _repaired(run: RunState, repair: Repair, latent: Tensor, denoised: Tensor) -
         return denoised
     sigma, following = reading.value, _following(run, reading)
     if following is None or not repair.know(partial(_was_step_of, run, repair, sigma)):
-        run.leave_unrepaired(UNREPAIRED.format(UNKNOWN_SOLVER))
+        run.leave_unrepaired(UNKNOWN_SOLVER)
         return denoised
     if evaluation.before is None or evaluation.before.contexts != evaluation.contexts:
         repair.forget()  # another model or prompt, or a branch that is new
@@ -81,7 +82,7 @@ def _repaired(run: RunState, repair: Repair, latent: Tensor, denoised: Tensor) -
     if fix is None:
         return denoised
     if fix.missed is not None and not _move_histories(run, sigma, fix.missed):
-        run.leave_unrepaired(UNREPAIRED.format(CANNOT))
+        run.leave_unrepaired(CANNOT)
         return denoised
     run.report.gaps_repaired, repair.gaps = run.report.gaps_repaired + repair.gaps, 0
     return fix.denoised

@@ -22,7 +22,7 @@ from .path import LatentPath, Paths
 from .ranks import Ranks
 from .reading import SigmaReading
 from .recording import record
-from .repairing import CANNOT, UNREPAIRED, repaired
+from .repairing import CANNOT, repaired
 from .state import CallState, RunState, Terms
 from .telling import telling
 from .visit import Visit
@@ -87,7 +87,7 @@ class CacheRun:
         if self.state.asked_about() is latent:
             self.state.is_evaluating = True
         else:
-            self.state.leave_unrepaired(UNREPAIRED.format(CANNOT))  # what is given to the sampler is not seen
+            self.state.leave_unrepaired(CANNOT)  # what is given to the sampler is not seen
             self.begin_evaluation(latent=latent)
 
     def end_evaluation(self, *predictions: Tensor) -> Tensor | None:

@@ -134,9 +134,9 @@ class RunState:
             self.step_aside()
 
     def leave_unrepaired(self, why: str = "") -> None:
-        """From now on no gap is repaired."""
-        if why and self.repair is not None:
-            self.report.note(why)
+        """From now on no gap is repaired. The report says why, if something was still to come."""
+        if self.repair is not None:
+            self.report.unrepaired = why
         self.repair, self.paths.whole_is_followed = None, self.paths.are_followed
 
     def sampler_adds_noise(self, sigma: SigmaReading) -> bool:

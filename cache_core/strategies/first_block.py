@@ -10,7 +10,7 @@ from torch import Tensor
 from ..strategy import percents
 from ..strategy.few_steps import CHOICES, DRAFT, MOST_FEW, USUAL, are_few
 from ..strategy.forecast import History, safe_weights, safe_weights_on_device
-from ..strategy.repairing import ON, repair, why_too_long
+from ..strategy.repairing import repair, why_too_long
 from ..strategy.setting import setting, sizes
 from ..strategy.step import Schedule
 from ..strategy.strategy import COMPUTE, COMPUTE_ONLY, FIRST_BLOCK, Around, Call, Site, Strategy
@@ -201,5 +201,5 @@ class FirstBlockCache(Strategy):
         choices=GUARDS,
         is_optional=True,
     )
-    repair: str = repair(ON)
+    repair: str = repair()
     target_speedup: float = target_speedup("residual_diff_threshold")

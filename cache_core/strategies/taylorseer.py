@@ -9,7 +9,7 @@ import torch
 from ..strategy.few_steps import few_steps
 from ..strategy.forecast import History, recursion_weights, safe_weights
 from ..strategy.packed import cache_device
-from ..strategy.repairing import OFF, repair, why_too_long
+from ..strategy.repairing import repair, why_too_long
 from ..strategy.setting import as_expressions, check_dtype, fits, memory_limit, setting
 from ..strategy.spacing import is_due, nothing_between, spacing, steps_at_interval, too_few
 from ..strategy.step import Schedule, Step
@@ -172,8 +172,8 @@ class TaylorSeerCache(Strategy):
     disable_cache_before_step: int = setting(
         3,
         "Higher is slower and more faithful. Warm-up: compute this many steps at the start, where the picture's "
-        "composition is decided. With spacing 'sigma' they are spread over the noise that these steps would cover on "
-        "an evenly spaced schedule. Usual: 2 to 5.",
+        "composition is decided. With spacing 'sigma' and fewer than 10 computed steps they are spread over the noise "
+        "that these steps would cover on an evenly spaced schedule. Usual: 2 to 5.",
         minimum=0,
         maximum=1000,
     )
@@ -196,7 +196,7 @@ class TaylorSeerCache(Strategy):
     memory_limit_gb: float = memory_limit("blocks or modules", 2, "3/3", "6/12", "50/150", "115/346", "38/77")
     few_steps: str = few_steps()
     cache_device: str = cache_device("blocks or modules")
-    repair: str = repair(OFF)
+    repair: str = repair()
     target_speedup: float = target_speedup("cache_interval")
     weights: str = setting(
         "sigma",

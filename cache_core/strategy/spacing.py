@@ -12,16 +12,17 @@ from typing import Any
 from .setting import counted, setting
 from .step import SAME_SIGMA, Schedule, Step
 
-WISHED_WARM_UP = 5  # steps: for 12 of 20 they gave the demo +6.6 / +5.5 / +0.7 dB against 3, at shift 1 / 3 / 6
+WARM_UP = 5  # steps: for 12 of 20 they gave the demo +6.6 / +5.5 / +0.7 dB against 3, at shift 1 / 3 / 6
 AFTER_WARM_UP = 5  # steps at least, where there are so many: 4 of 8 gave +3.8 / -0.8 / -4.7 dB against 3
-OWN_SHARE = 0.2  # how far the targets lean to the schedule's own spacing: best or near it at flow shifts 1, 3 and 6
+FEW = 10  # computed steps, if they are less than half: fewer are far apart
+OWN_SHARE, SHARE_OF_FEW = 0.8, 0.2  # how far places lean to the schedule's own steps, against evenly along sigma
 
 
 def spacing() -> Any:
     """The setting `spacing`."""
     return setting(
         "sigma",
-        "Where the computed steps are. 'sigma': evenly along the noise level, right for schedules with a shift. "
+        "Where the computed steps are. 'sigma': where they serve best, at the start and where the noise falls fast. "
         "'steps': every so many steps, as published. Usual: 'sigma'.",
         choices=("sigma", "steps"),
     )
@@ -45,22 +46,25 @@ def published_steps(count: int, warm_up: int, interval: float) -> tuple[int, ...
 
 @lru_cache(maxsize=32)
 def sigma_spaced_steps(times: tuple[float, ...], warm_up: int, interval: int) -> tuple[int, ...]:
-    """The same number of steps, near the times at which an even schedule would compute them.
+    """As many steps as published, where they serve best: few of them near the times of the published ones.
 
-    A shifted schedule crowds its steps at high noise, where the output hardly changes from one to the next, and strides
-    at low noise. Spaced by index, the computed steps do so too, and what is forecast then loses to taking fewer steps.
-    On an even schedule both rules choose the same steps. `times` is the whole schedule with its end, noisiest first.
+    A shifted schedule crowds its steps at high noise and strides at low noise. Few steps spaced by index would do so
+    too, and what is forecast then loses to taking fewer steps. On an even schedule they are the published ones. `times`
+    is the whole schedule with its end, noisiest first.
 
-    >>> sigma_spaced_steps((1.0, 0.75, 0.5, 0.25, 0.0), warm_up=1, interval=2)
-    (0, 2)
-    >>> sigma_spaced_steps((1.0, 0.95, 0.9, 0.6, 0.0), warm_up=1, interval=2)
+    >>> sigma_spaced_steps((1.0, 0.75, 0.5, 0.25, 0.0), warm_up=1, interval=3)
     (0, 3)
+    >>> sigma_spaced_steps((1.0, 0.97, 0.95, 0.9, 0.8, 0.6, 0.0), warm_up=1, interval=3)
+    (0, 5)
     """
     count = len(times) - 1
+    published = published_steps(count, warm_up, interval)
+    if not _are_few(len(published), count):
+        return wished_steps(times, len(published), max(warm_up, WARM_UP))
     chosen: set[int] = set()
-    for index in published_steps(count, warm_up, interval):
+    for index in published:
         even = times[0] + (times[-1] - times[0]) * index / count
-        target = even + OWN_SHARE * (times[index] - even)
+        target = even + SHARE_OF_FEW * (times[index] - even)
         free = (step for step in range(count) if step not in chosen)
         chosen.add(min(free, key=lambda step: abs(times[step] - target)))
     return tuple(sorted(chosen))
@@ -68,9 +72,9 @@ def sigma_spaced_steps(times: tuple[float, ...], warm_up: int, interval: int) ->
 
 @lru_cache(maxsize=32)
 def wished_steps(
-    times: tuple[float, ...], computed: int, warm_up: int = WISHED_WARM_UP, always: frozenset[int] = frozenset()
+    times: tuple[float, ...], computed: int, warm_up: int = WARM_UP, always: frozenset[int] = frozenset()
 ) -> tuple[int, ...]:  # fmt: skip
-    """So many steps: a warm-up, of few of them a shorter one, then evenly along sigma, and the last one.
+    """So many steps: a warm-up, of few of them a shorter one, the last one, and the others evenly between, by places.
 
     Those in `always` are among them, and may be more than that. `times` is the whole schedule with its end.
 
@@ -80,9 +84,8 @@ def wished_steps(
     >>> wished_steps(even, 10, always=frozenset({16, 17, 18, 19}))
     (0, 1, 2, 3, 4, 10, 16, 17, 18, 19)
     """
-    count, whole = len(times) - 1, times[0] - times[-1]
-    along = [(times[0] - time) / whole * count if whole else index for index, time in enumerate(times)]
-    places = [place + OWN_SHARE * (index - place) for index, place in enumerate(along)]
+    count = len(times) - 1
+    places = places_of(times, SHARE_OF_FEW if _are_few(computed, count) else OWN_SHARE)
     chosen = {step for step in always if 0 <= step < count} | ({0} if count else set())
     for target in range(1, min(warm_up, max(computed - AFTER_WARM_UP, (computed - 1) // 2))):
         if len(chosen) < computed:
@@ -101,10 +104,21 @@ def wished_steps(
     return tuple(sorted(chosen))
 
 
+def places_of(times: tuple[float, ...], own_share: float = OWN_SHARE) -> list[float]:
+    """Where each step is, in steps: by its number, but for a share by how far the noise has fallen."""
+    count, whole = len(times) - 1, times[0] - times[-1]
+    along = [(times[0] - time) / whole * count if whole else index for index, time in enumerate(times)]
+    return [place + own_share * (index - place) for index, place in enumerate(along)]
+
+
+def _are_few(computed: int, count: int) -> bool:
+    return computed < min(FEW, count / 2)
+
+
 def _choose(chosen: set[int], places: list[float], target: float, among: range) -> None:
     """One more step of these, the nearest to the target that is free."""
     if free := [step for step in among if step not in chosen]:
-        chosen.add(min(free, key=lambda step: round(abs(places[step] - target), 9)))
+        chosen.add(min(free, key=lambda step: round(abs(places[step] - target), 5)))
 
 
 def is_due(planned: Collection[int], step: int, last: int) -> bool:

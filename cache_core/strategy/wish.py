@@ -9,7 +9,7 @@ from typing import Any
 
 from .few_steps import MOST_FEW
 from .setting import counted, setting
-from .spacing import WISHED_WARM_UP, is_due, steps_between_turns, wished_steps
+from .spacing import WARM_UP, is_due, steps_between_turns, wished_steps
 from .step import Schedule
 from .strategy import Call, Strategy
 
@@ -71,7 +71,7 @@ def planned_steps(
 ) -> tuple[int, ...]:  # fmt: skip
     """The steps that are computed for this wish, those in `always` among them, spaced along "sigma" or along "steps".
 
-    The warm-up is longer than usual (`WISHED_WARM_UP`). At most `longest` in a row are left out. Of a run whose number
+    The warm-up is longer than usual (`WARM_UP`). At most `longest` in a row are left out. Of a run whose number
     of steps is not known: of those it has had so far.
     """
     if (way := schedule.way) is None:
@@ -80,7 +80,7 @@ def planned_steps(
     count, way = len(way) - 1, way if spacing == "sigma" else tuple(map(float, range(len(way))))
     fewest = 0 if longest is None else count // (longest + 1)
     for computed in range(max(fewest, computed_count(count, speedup, cost)), count + 1):
-        steps = wished_steps(way, computed, max(warm_up, WISHED_WARM_UP), always)
+        steps = wished_steps(way, computed, max(warm_up, WARM_UP), always)
         if longest is None or all(b - a - 1 <= longest for a, b in pairwise((*steps, count))):
             break
     return steps

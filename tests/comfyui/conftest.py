@@ -124,7 +124,7 @@ def demo(comfy):
 
     from cache_core.adapters.comfyui import demo as loading
 
-    loading.FLUX_WEIGHTS = ROOT / "benchmarks" / "weights" / "flux_64.safetensors"
+    loading.FLUX_WEIGHTS = Path(__file__).parent / "weights" / "flux_64.safetensors"
     clip, models = loading.load_clip(), {}
 
     def model(dtype="float32"):

@@ -123,8 +123,7 @@ def test_memory_that_runs_out_while_the_plan_is_tested_computes_and_says_so(
     plain = demo.sample(demo.model(), [PROMPT], steps=6)
     with monkeypatch.context() as patch:  # the second time the head runs is the rehearsal's
         failing(patch, demo.model().model.diffusion_model.final_layer, 2, OUT_OF_MEMORY[where])
-        unrepaired = FirstBlockCache(residual_diff_threshold=0.3, repair="off")  # says nothing of repair
-        latent = demo.sample(cached(demo.model(), unrepaired), [PROMPT], steps=6)
+        latent = demo.sample(cached(demo.model(), FirstBlockCache(residual_diff_threshold=0.3)), [PROMPT], steps=6)
     assert torch.equal(latent, plain)
     assert reports.all[0].count("computed") == 6
     assert ["memory ran out" in note for note in reports.all[0].notes] == [True]

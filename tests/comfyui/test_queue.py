@@ -48,7 +48,7 @@ INPUTS = {  # name: (default, minimum, maximum) or (default, choices); saved wor
         "cache_level": ("output", LEVELS),
         "spacing": ("sigma", SPACINGS),
         **LATER,
-        "repair": ("off", REPAIR),
+        "repair": ("on", REPAIR),
         **LAST,
     },
     "RefrainPyramidAttentionBroadcast": {

@@ -11,7 +11,7 @@ from test_conditioning import areas, prompt
 
 from cache_core.compare.quality import psnr
 from cache_core.demo.codec import FLUX_SCALE, FLUX_SHIFT, decode
-from cache_core.run.repairing import CANNOT, UNKNOWN_SOLVER, UNREPAIRED
+from cache_core.run.repairing import CANNOT, UNKNOWN_SOLVER
 from cache_core.strategies.first_block import FirstBlockCache
 from cache_core.strategies.taylorseer import TaylorSeerCache
 
@@ -49,7 +49,7 @@ def gains(run, strategy, **options):
     """By how much repair brings each picture closer to the uncached one, and the run with it."""
     plain, off, on = (run(each, **options) for each in (None, repairing(strategy, "off"), repairing(strategy)))
     assert off.report.count("reused", "forecast") >= 6 and on.report.count("reused", "forecast") >= 6
-    assert off.report.gaps_repaired == 0 and not [note for note in off.report.notes if "repair" in note]
+    assert off.report.gaps_repaired == 0 and not off.report.unrepaired
     pairs = zip(decibels(on, plain), decibels(off, plain), strict=True)
     return [closer - before for closer, before in pairs], on, off
 
@@ -83,7 +83,7 @@ def test_other_samplers_are_left_alone_bit_for_bit(run, strategy, sampler):
     options = dict(count=1, sampler=sampler)
     off, on = (run(repairing(strategy, repair), **options) for repair in ("off", "on"))
     assert torch.equal(on.latent, off.latent) and on.report.gaps_repaired == 0
-    assert UNREPAIRED.format(UNKNOWN_SOLVER) in on.report.notes
+    assert on.report.unrepaired == UNKNOWN_SOLVER and not on.report.notes
     is_reused = strategy is TAYLORSEER or sampler == "lms"
     assert bool(on.report.count("reused", "forecast")) >= is_reused
 
@@ -153,7 +153,7 @@ def test_prompts_for_parts_of_the_picture_leave_forecasts_of_the_output_unrepair
         given = (areas(), prompt(""), torch.zeros_like(noise))
         latents[repair] = comfy.sample.sample(model, noise, 20, 3.0, "euler", "simple", *given, seed=1)
     assert torch.equal(latents["on"], latents["off"]) and reports.all[1].count("forecast") >= 6
-    assert UNREPAIRED.format(CANNOT) in reports.all[1].notes
+    assert reports.all[1].unrepaired == CANNOT
 
 
 @pytest.mark.parametrize(

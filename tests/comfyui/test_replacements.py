@@ -74,7 +74,7 @@ CASES = {
                 "memory_limit_gb": 0.0,
                 "few_steps": "compute all",
                 "cache_device": "auto",
-                "repair": "off",
+                "repair": "on",
                 "target_speedup": 0.0,
             },
         )

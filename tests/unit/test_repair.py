@@ -11,7 +11,7 @@ from toy import NEGATIVE, POSITIVE, Sampling, Toy, first_latent, sigmas_of
 
 from cache_core.run.path import SAME_STEP, LatentPath
 from cache_core.run.repair import Repair
-from cache_core.run.repairing import BESIDE, CANNOT, NOT_FALLING, UNKNOWN_SOLVER, UNREPAIRED, allow_repair
+from cache_core.run.repairing import BESIDE, CANNOT, NOT_FALLING, UNKNOWN_SOLVER, allow_repair
 from cache_core.run.run import CacheRun
 from cache_core.run.solvers import SOLVERS, Step, dpmpp_2m
 from cache_core.run.solvers import euler as eulers_step
@@ -270,14 +270,14 @@ def test_another_sampler_is_left_alone(strategy, step):
     off, plain = sampled(without(strategy), step)
     on, sampling = sampled(strategy, step)
     assert torch.equal(on, off) and sampling.report.gaps_repaired == 0
-    assert UNREPAIRED.format(UNKNOWN_SOLVER) in sampling.report.notes
+    assert sampling.report.unrepaired == UNKNOWN_SOLVER and not any("repair" in note for note in sampling.report.notes)
     assert [call.action for call in sampling.report.calls] == [call.action for call in plain.report.calls]
 
 
 @pytest.mark.parametrize("step", [euler, two_steps])
 def test_a_first_gap_is_repaired_late_or_not_at_all(step):
     """Its predictions repeat one output, so that at its end any method has stepped as Euler's."""
-    strategy = TaylorSeerCache(cache_interval=2, disable_cache_before_step=1, repair="on")
+    strategy = TaylorSeerCache(cache_interval=2, disable_cache_before_step=1, spacing="steps", repair="on")
     off, _ = sampled(without(strategy), step)
     on, sampling = sampled(strategy, step)
     assert sampling.report.calls[1].action == "reused"
@@ -290,7 +290,7 @@ def test_a_first_gap_is_repaired_late_or_not_at_all(step):
 
 def test_the_last_gap_is_repaired_although_nothing_is_kept_after_it():
     """What is computed from disable_cache_after_step on is kept for no forecast, so there is nothing to move."""
-    strategy = TaylorSeerCache(cache_interval=2, disable_cache_after_step=14, repair="on")
+    strategy = TaylorSeerCache(cache_interval=2, disable_cache_after_step=14, spacing="steps", repair="on")
     uncached, off, (on, sampling) = sampled(None)[0], sampled(without(strategy))[0], sampled(strategy)
     skipped = [call.step.index for call in sampling.report.calls if call.action != "computed"]
     assert max(skipped) == 13 and sampling.report.gaps_repaired == len(set(skipped)) >= 6
@@ -304,7 +304,7 @@ def test_off_is_bit_identical_and_puts_nothing_anywhere(strategy):
     assert torch.equal(off, never) and sampling.report.count("reused", "forecast")
     assert sampling.run.state.repair is None and sampling.report.gaps_repaired == 0
     assert sampling.run.state.paths.whole_is_followed == strategy.trusts_schedule
-    assert not [note for note in sampling.report.notes if "repair" in note]
+    assert not sampling.report.unrepaired
 
 
 @pytest.mark.parametrize(
@@ -312,7 +312,7 @@ def test_off_is_bit_identical_and_puts_nothing_anywhere(strategy):
     [
         ([FirstBlockCache(residual_diff_threshold=0.21, repair="on")], SIGMAS, TOO_HIGH),
         ([TaylorSeerCache(cache_interval=5, repair="on")], SIGMAS, TOO_LONG),
-        ([TaylorSeerCache(cache_interval=3, repair="on")], sigmas_of(20), TOO_LONG),
+        ([TaylorSeerCache(cache_interval=3, repair="on")], sigmas_of(20, shift=3), TOO_LONG),
         ([TaylorSeerCache(cache_interval=3, repair="on")], sigmas_of(30), ""),
         ([TaylorSeerCache(cache_interval=2, repair="on")], sigmas_of(20, shift=3), ""),
         ([TaylorSeerCache(cache_interval=2, cache_level="block", repair="on")], SIGMAS, "cache_level is block"),
@@ -324,8 +324,8 @@ def test_off_is_bit_identical_and_puts_nothing_anywhere(strategy):
 def test_where_it_would_do_harm_or_is_not_known_to_help_it_is_off(strategies, sigmas, why):
     run = CacheRun(strategies, schedule_of(sigmas))
     allow_repair(run.state, None, None)
-    assert (run.state.repair is None) == bool(why) == any("repair" in note for note in run.report.notes)
-    assert not why or UNREPAIRED.format(why) in run.report.notes
+    assert (run.state.repair is None) == bool(why) and not run.report.notes
+    assert run.report.unrepaired == why
 
 
 def test_nothing_is_waited_for():
@@ -388,7 +388,7 @@ def test_where_the_sampler_is_not_given_what_is_seen_nothing_is_corrected():
     allow_repair(run.state, None, None)
     run.begin_evaluation_of(latent)
     assert run.end_evaluation(latent) is latent and run.state.repair is None
-    assert UNREPAIRED.format(CANNOT) in run.report.notes
+    assert run.report.unrepaired == CANNOT
 
 
 def test_a_model_that_makes_its_prediction_another_way_is_left_alone(monkeypatch):
@@ -398,9 +398,9 @@ def test_a_model_that_makes_its_prediction_another_way_is_left_alone(monkeypatch
     allow = allow_repair
     monkeypatch.setattr("test_repair.allow_repair", lambda run, mask, _: allow(run, mask, fails))
     on, sampling = sampled(BOTH[1])
-    assert torch.equal(on, sampled(without(BOTH[1]))[0]) and UNREPAIRED.format(CANNOT) in sampling.report.notes
+    assert torch.equal(on, sampled(without(BOTH[1]))[0]) and sampling.report.unrepaired == CANNOT
 
 
 def test_a_mask_of_another_shape_leaves_all_as_it_is():
     on, sampling = sampled(BOTH[1], mask=torch.ones(1, 1, 1))
-    assert torch.equal(on, sampled(without(BOTH[1]))[0]) and UNREPAIRED.format(CANNOT) in sampling.report.notes
+    assert torch.equal(on, sampled(without(BOTH[1]))[0]) and sampling.report.unrepaired == CANNOT

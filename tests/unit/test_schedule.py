@@ -3,7 +3,7 @@
 from itertools import pairwise
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from toy import sigmas_of
 
@@ -213,21 +213,22 @@ def test_published_steps_are_a_warm_up_and_a_constant_interval(count, warm_up, i
 
 @few
 @given(*settings_of_a_plan, st.floats(0.3, 8))
-def test_sigma_spacing_computes_as_many_steps_as_published_and_the_first(count, warm_up, interval, shift):
+def test_sigma_spacing_computes_as_many_steps_as_published_the_first(count, warm_up, interval, shift):
     steps = sigma_spaced_steps(tuple(sigmas_of(count, shift)), warm_up, interval)
-    assert len(steps) == len(published_steps(count, warm_up, interval))
-    assert list(steps) == sorted(set(steps))
-    assert set(steps) <= set(range(count))
-    assert 0 in steps
+    computed = len(published_steps(count, warm_up, interval))
+    assert len(steps) == computed and list(steps) == sorted({*steps} & {*range(count)})
+    assert steps[0] == 0 and (steps[-1] == count - 1 or computed == 1 or computed < min(10, count / 2))
 
 
 @few
 @given(*settings_of_a_plan)
-def test_sigma_spacing_of_an_even_schedule_is_the_published(count, warm_up, interval):
-    assert sigma_spaced_steps(tuple(sigmas_of(count)), warm_up, interval) == published_steps(count, warm_up, interval)
+def test_few_steps_of_an_even_schedule_are_the_published(count, warm_up, interval):
+    published = published_steps(count, warm_up, interval)
+    assume(len(published) < min(10, count / 2))
+    assert sigma_spaced_steps(tuple(sigmas_of(count)), warm_up, interval) == published
 
 
-def test_sigma_spacing_leaves_the_crowd_at_high_noise():
+def test_few_steps_leave_the_crowd_at_high_noise():
     spaced, published = sigma_spaced_steps(tuple(sigmas_of(20, 6.0)), 3, 4), published_steps(20, 3, 4)
     assert sum(spaced) > sum(published)
     sigmas = sigmas_of(20, 6.0)
@@ -236,6 +237,12 @@ def test_sigma_spacing_leaves_the_crowd_at_high_noise():
         return max(sigmas[a] - sigmas[b] for a, b in zip(steps, [*steps[1:], 20], strict=True))
 
     assert widest_gap(spaced) < widest_gap(published)
+
+
+def test_more_steps_go_by_the_schedules_own_and_are_a_little_denser_where_these_are_long():
+    assert sigma_spaced_steps(tuple(sigmas_of(20)), 3, 2) == (0, 1, 2, 3, 4, 6, 9, 11, 14, 16, 19)
+    assert sigma_spaced_steps(tuple(sigmas_of(20, 8.0)), 3, 2) == (0, 1, 2, 4, 5, 8, 10, 13, 15, 17, 19)
+    assert sigma_spaced_steps(tuple(sigmas_of(50, 3.0)), 3, 3)[:6] == (0, 1, 2, 3, 5, 9)
 
 
 @pytest.mark.parametrize("sigmas", [[1.0], [0.5, 0.5, 0.5], [1.0, 0.0]])
