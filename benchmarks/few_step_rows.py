@@ -20,8 +20,7 @@ def rows(steps: int) -> list[Row]:
             for fewer in range(steps - 1, steps // 2, -1)
         ),
         *(
-            Row(method, f"threshold {value:g}", steps, FirstBlockCache(value, repair=repair))
-            for method, repair in (("First Block Cache, repair", "on"), ("First Block Cache", "off"))
+            Row("First Block Cache", f"threshold {value:g}", steps, FirstBlockCache(value))
             for value in (0.12, 0.2, 0.3, 0.5, 0.8)
         ),
         *(
@@ -35,7 +34,7 @@ def rows(steps: int) -> list[Row]:
             )
             for level in ("output", "model", "module")
             for order in (0, 1)
-            for warm_up, interval in ((2, 2), (3, 2), (2, 3))
+            for warm_up, interval in ((2, 2), (2, 3))
         ),
         *(
             Row(

@@ -8,14 +8,13 @@ and, in brackets, that to the cache's own pictures.
 
 from __future__ import annotations
 
-import random
 from dataclasses import replace
 from statistics import median
 from typing import Any
 
 import torch
 from demo_models import InComfyUI
-from subjects import Pictures
+from repair import sampled
 
 PICTURES = 16
 
@@ -33,21 +32,11 @@ def caches() -> dict[str, Any]:
     }
 
 
-def pictures(demo: InComfyUI, strategy: Any, shift: float) -> torch.Tensor:
-    """(pictures, 3, 64, 64), sampled in batches; uncached where the strategy is None."""
+def pictures(demo: InComfyUI, strategy: Any, shift: float) -> list[torch.Tensor]:
+    """Each (3, 128, 128); uncached where the strategy is None."""
     from quality_rows import Row
-    from quality_sampling import FIRST_SEED
 
-    from cache_core.demo.codec import decode
-    from cache_core.demo.sampling import noise
-    from cache_core.demo.scene import prompt_of, random_scene
-
-    generator = random.Random(0)
-    prompts = [prompt_of(random_scene(generator)) for _ in range(PICTURES)]
-    noises = torch.cat([noise(FIRST_SEED + number) for number in range(PICTURES)])
-    batches = [slice(at, at + Pictures.batch) for at in range(0, PICTURES, Pictures.batch)]
-    row = Row("", strategy=strategy)
-    return torch.cat([decode(demo.sample(row, shift, prompts[batch], noises[batch])) for batch in batches])
+    return [picture for picture, _ in sampled(demo, Row("", strategy=strategy), shift, PICTURES)]
 
 
 def main() -> None:
@@ -56,10 +45,10 @@ def main() -> None:
     from cache_core.compare.quality import psnr
     from cache_core.strategy.packed import AS_COMPUTED, FORMS
 
-    def closeness(some: torch.Tensor, others: torch.Tensor) -> float:
+    def closeness(some: list[torch.Tensor], others: list[torch.Tensor]) -> float:
         return median(map(psnr, some, others))
 
-    for shift in Pictures.shifts:
+    for shift in demo.subject.shifts:
         plain = pictures(demo, None, shift)
         for name, strategy in caches().items():
             own = pictures(demo, strategy, shift)

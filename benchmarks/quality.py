@@ -32,7 +32,7 @@ HEADING = """# Quality of {title}
 
 Made by `benchmarks/quality.py --model {model}`; what the columns mean is in `README.md`. The demo model in {through}:
 {pictures} {title}, {steps} Euler steps, cfg {cfg:g}. Uncached, one took {uncached_seconds:.2f} seconds of one
-CPU core in batches of {batch}. All of it took {minutes:.0f} minutes with {workers} processes."""
+CPU core. All of it took {minutes:.0f} minutes with {workers} processes."""
 
 
 def main() -> None:
@@ -78,7 +78,6 @@ def measure(subject: Pictures, pictures: int, workers: int) -> Results:
         "pictures": pictures,
         "steps": subject.steps,
         "cfg": subject.guidance,
-        "batch": min(subject.batch, pictures),
         "workers": workers,
         "uncached_seconds": round(sum(uncached) / len(uncached), 4),
         "minutes": round((time.monotonic() - began) / 60, 1),
@@ -88,22 +87,17 @@ def measure(subject: Pictures, pictures: int, workers: int) -> Results:
 
 def judged(subject: Pictures, records: Iterable[dict]) -> list[Result]:
     """The records of each row at each shift, against the uncached one of the same seed, in the order of its rows."""
-    plain, results, seen = {}, {}, set()
+    plain, results = {}, {}
     for record in sorted(records, key=lambda record: record["method"] != UNCACHED):  # uncached first
-        pictures = {(record["shift"], number): latent for number, latent in record["latents"].items()}
+        whole = plain.setdefault((record["shift"], record["picture"]), record)
         if record["method"] == UNCACHED:
-            plain |= pictures
-            whole = record
             continue
         key = record["method"], record["setting"], record["shift"]
         result = results.setdefault(key, Result(*key))
         result.blocks.append(record["blocks"] / whole["blocks"])
         result.attentions.append(record["attentions"] / whole["attentions"])
         result.time.append(record["time"])
-        for number, picture in pictures.items():
-            if (key, number) not in seen:  # a batch is sampled again only for its time
-                seen.add((key, number))
-                result.judge(subject.decode(picture), subject.decode(plain[number]))
+        result.judge(subject.decode(record["latent"]), subject.decode(whole["latent"]))
     order = {(row.method, row.setting): number for number, row in enumerate(subject.rows())}
     return sorted(results.values(), key=lambda result: (result.shift, order[result.method, result.setting]))
 

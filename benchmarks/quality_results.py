@@ -19,7 +19,7 @@ IDENTICAL = 100.0  # dB; closer is equal but for rounding
 
 @dataclass
 class Result:
-    """One row at one shift: a number for each picture or, where it is the same for a batch, for each batch."""
+    """One row at one shift: a number for each picture."""
 
     method: str
     setting: str

@@ -37,11 +37,6 @@ class Row:
     comfyui: ComfyUICache | None = None
     sampler: str = "euler"  # in ComfyUI
 
-    @property
-    def picture_decides(self) -> bool:
-        """Whether a picture decides when to compute; else the schedule does, for all pictures alike."""
-        return self.comfyui is not None or isinstance(self.strategy, FirstBlockCache)
-
 
 def uncached(steps: int = STEPS) -> Row:
     """What the others are compared with."""

@@ -9,14 +9,12 @@ as in quality.py. Prints the table that is in docs/benchmarks/README.md.
 from __future__ import annotations
 
 import argparse
-import random
 from dataclasses import replace
 from statistics import mean, median
 
 import torch
 from demo_models import InComfyUI
 from quality_sampling import FIRST_SEED
-from subjects import Pictures
 
 
 def main() -> None:
@@ -44,7 +42,7 @@ def table(demo: InComfyUI, pictures: int, sampler: str):
         Row("TaylorSeer, interval 2", strategy=TaylorSeerCache(cache_interval=2)),
         Row("TaylorSeer, interval 2, level `model`", strategy=TaylorSeerCache(cache_interval=2, cache_level="model")),
     ]
-    for shift in Pictures.shifts:
+    for shift in demo.subject.shifts:
         whole = sampled(demo, replace(uncached(), sampler=sampler), shift, pictures)
         for row in caches:
             off, on = (
@@ -57,18 +55,12 @@ def table(demo: InComfyUI, pictures: int, sampler: str):
 
 
 def sampled(demo: InComfyUI, row, shift: float, count: int) -> list[tuple[torch.Tensor, int]]:
-    """Each picture, and the blocks that ran for it. First Block Cache decides for a batch by its worst picture."""
-    from cache_core.demo.codec import decode
-    from cache_core.demo.sampling import noise
-    from cache_core.demo.scene import prompt_of, random_scene
-
-    generator, found = random.Random(0), []
-    prompts = [prompt_of(random_scene(generator)) for _ in range(count)]
-    for batch in (range(at, min(at + Pictures.batch, count)) for at in range(0, count, Pictures.batch)):
+    """Each picture, and the blocks that ran for it."""
+    subject, found = demo.subject, []
+    for number, prompt in enumerate(subject.prompts(count)):
         demo.tally.clear()
-        noises = torch.cat([noise(FIRST_SEED + number) for number in batch])
-        latents = demo.sample(row, shift, [prompts[number] for number in batch], noises)
-        found += [(picture, demo.tally.blocks / len(batch)) for picture in decode(latents)]
+        (latent,) = demo.sample(row, shift, [prompt], subject.noise(FIRST_SEED + number))
+        found += [(picture, demo.tally.blocks) for picture in subject.decode(latent)]
     return found
 
 

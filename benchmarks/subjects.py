@@ -28,8 +28,6 @@ class Pictures:
     shifts = (1.0, 3.0, 6.0)  # of the flow's schedule
     multiplier = 1.0  # of the model's sigmas, as it counts them
     count = 16  # unless told
-    batch = 1  # in a sampling run
-    planned_runs = 1  # of the same batch where the schedule decides: the pictures are the same, the times are not quite
 
     def rows(self) -> list[Row]:
         """All that is compared with the uncached run."""
@@ -95,7 +93,6 @@ class FewSteps(Pictures):
     """128 x 128, by the tiny Flux with a LoRA for 8 or 4 steps, without guidance."""
 
     shifts, guidance = (3.0,), 1.0
-    planned_runs = 3
 
     def __init__(self, steps: int) -> None:
         self.steps, self.name, self.file = steps, f"few-steps-{steps}", f"few_steps_{steps}"
@@ -137,8 +134,6 @@ class Videos(Pictures):
     shifts = (3.0, 8.0)  # ComfyUI's own for Wan is 8
     multiplier = 1000.0
     count = 6
-    batch = 1
-    planned_runs = 1
 
     def rows(self) -> list[Row]:
         import video_rows

@@ -37,12 +37,12 @@ def main() -> None:
 
 def work(demo: InComfyUI):
     """A line for each cache and run: the work done for each wish."""
-    from quality_rows import UNCACHED
+    from quality_rows import uncached
 
     yield f"| cache | run | {' | '.join(f'{wish:g}x: {1 / wish:.1%}' for wish in WISHES)} |"
     yield "|---" * (2 + len(WISHES)) + "|"
     for steps, sampler in RUNS:
-        row = replace(UNCACHED, steps=steps, sampler=sampler)
+        row = replace(uncached(steps), sampler=sampler)
         whole = operations_of(demo, row)
         for strategy in strategies():
             rows = [replace(row, strategy=replace(strategy, target_speedup=wish)) for wish in WISHES]
@@ -59,22 +59,23 @@ def operations_of(demo: InComfyUI, row) -> int:
 
 def closeness(demo: InComfyUI, pictures: int):
     """A line for each cache and wish: dB without and with repair, the worst picture in brackets."""
-    from quality_rows import SHIFTS, UNCACHED
+    from quality_rows import uncached
 
     from cache_core.strategies.first_block import FirstBlockCache
     from cache_core.strategies.taylorseer import TaylorSeerCache
 
-    rows = {f"fewer steps, {steps}": replace(UNCACHED, steps=steps) for steps in (12, 11, 10, 8)}
+    shifts = demo.subject.shifts
+    rows = {f"fewer steps, {steps}": uncached(steps) for steps in (12, 11, 10, 8)}
     kept = [FirstBlockCache(repair="off"), TaylorSeerCache(cache_interval=2), TaylorSeerCache(cache_interval=3)]
-    rows |= {name: replace(UNCACHED, strategy=each) for name, each in zip(("threshold", "interval 2", "3"), kept)}
+    rows |= {name: replace(uncached(), strategy=each) for name, each in zip(("threshold", "interval 2", "3"), kept)}
     for strategy in strategies():
         for wish in CLOSE:
-            rows[f"{strategy.title}, {wish:g}x"] = replace(UNCACHED, strategy=replace(strategy, target_speedup=wish))
-    yield f"| | {' | '.join(f'shift {shift:g}' for shift in SHIFTS)} |"
-    yield "|---" * (1 + len(SHIFTS)) + "|"
-    whole = {shift: sampled(demo, UNCACHED, shift, pictures) for shift in SHIFTS}
+            rows[f"{strategy.title}, {wish:g}x"] = replace(uncached(), strategy=replace(strategy, target_speedup=wish))
+    yield f"| | {' | '.join(f'shift {shift:g}' for shift in shifts)} |"
+    yield "|---" * (1 + len(shifts)) + "|"
+    whole = {shift: sampled(demo, uncached(), shift, pictures) for shift in shifts}
     for name, row in rows.items():
-        yield f"| {name} | {' | '.join(decibels(demo, row, shift, whole[shift]) for shift in SHIFTS)} |"
+        yield f"| {name} | {' | '.join(decibels(demo, row, shift, whole[shift]) for shift in shifts)} |"
 
 
 def decibels(demo: InComfyUI, row, shift: float, whole: list) -> str:
