@@ -14,7 +14,7 @@ from .step import SAME_SIGMA, Schedule, Step
 
 WARM_UP = 5  # steps: for 12 of 20 they gave the demo +6.6 / +5.5 / +0.7 dB against 3, at shift 1 / 3 / 6
 AFTER_WARM_UP = 5  # steps at least, where there are so many: 4 of 8 gave +3.8 / -0.8 / -4.7 dB against 3
-FEW = 10  # computed steps, if they are less than half: fewer are far apart
+FEW = 10  # computed steps: fewer are far apart
 OWN_SHARE, SHARE_OF_FEW = 0.8, 0.2  # how far places lean to the schedule's own steps, against evenly along sigma
 
 
@@ -59,7 +59,7 @@ def sigma_spaced_steps(times: tuple[float, ...], warm_up: int, interval: int) ->
     """
     count = len(times) - 1
     published = published_steps(count, warm_up, interval)
-    if not _are_few(len(published), count):
+    if len(published) >= FEW:
         return wished_steps(times, len(published), max(warm_up, WARM_UP))
     chosen: set[int] = set()
     for index in published:
@@ -85,7 +85,7 @@ def wished_steps(
     (0, 1, 2, 3, 4, 10, 16, 17, 18, 19)
     """
     count = len(times) - 1
-    places = places_of(times, SHARE_OF_FEW if _are_few(computed, count) else OWN_SHARE)
+    places = places_of(times, OWN_SHARE if computed >= FEW else SHARE_OF_FEW)
     chosen = {step for step in always if 0 <= step < count} | ({0} if count else set())
     for target in range(1, min(warm_up, max(computed - AFTER_WARM_UP, (computed - 1) // 2))):
         if len(chosen) < computed:
@@ -109,10 +109,6 @@ def places_of(times: tuple[float, ...], own_share: float = OWN_SHARE) -> list[fl
     count, whole = len(times) - 1, times[0] - times[-1]
     along = [(times[0] - time) / whole * count if whole else index for index, time in enumerate(times)]
     return [place + own_share * (index - place) for index, place in enumerate(along)]
-
-
-def _are_few(computed: int, count: int) -> bool:
-    return computed < min(FEW, count / 2)
 
 
 def _choose(chosen: set[int], places: list[float], target: float, among: range) -> None:

@@ -65,7 +65,7 @@ def test_first_block_cache_is_closer_with_repair(run, threshold, gain):
 
 def test_taylorseer_computes_the_same_steps_and_its_worst_pictures_get_closer(run):
     differences, on, off = gains(run, TAYLORSEER, shift=1.0)
-    assert on.report.gaps_repaired == 8 and on.report.computed_share == off.report.computed_share
+    assert on.report.gaps_repaired == 5 and on.report.computed_share == off.report.computed_share
     assert median(differences) > 0
     plain = run(shift=1.0)
     assert min(decibels(on, plain)) > min(decibels(off, plain)) + 1
@@ -83,17 +83,20 @@ def test_other_samplers_are_left_alone_bit_for_bit(run, strategy, sampler):
     options = dict(count=1, sampler=sampler)
     off, on = (run(repairing(strategy, repair), **options) for repair in ("off", "on"))
     assert torch.equal(on.latent, off.latent) and on.report.gaps_repaired == 0
-    assert on.report.unrepaired == UNKNOWN_SOLVER and not on.report.notes
+    assert on.report.unrepaired == UNKNOWN_SOLVER and not any("repair" in note for note in on.report.notes)
     is_reused = strategy is TAYLORSEER or sampler == "lms"
     assert bool(on.report.count("reused", "forecast")) >= is_reused
 
 
-@BOTH
+@pytest.mark.parametrize(
+    ("strategy", "gain", "of_eight", "closeness"), [(FIRST_BLOCK, 4, 7, 56), (TAYLORSEER, 2, 6, 44.5)]
+)
 @pytest.mark.parametrize("sampler", ["dpmpp_2m", "res_multistep"])
-def test_samplers_that_look_back_are_repaired(run, strategy, sampler):
+def test_samplers_that_look_back_are_repaired(run, strategy, gain, of_eight, closeness, sampler):
     differences, on, off = gains(run, strategy, sampler=sampler)
     assert on.report.gaps_repaired >= 4 and on.report.computed_share <= off.report.computed_share + 0.1
-    assert median(differences) > 4 and sum(each > 0 for each in differences) >= 7
+    assert median(differences) > gain and sum(each > 0 for each in differences) >= of_eight
+    assert median(decibels(on, run(sampler=sampler))) > closeness
 
 
 def test_ddim_steps_as_euler_and_is_repaired(run):
@@ -163,4 +166,4 @@ def test_prompts_for_parts_of_the_picture_leave_forecasts_of_the_output_unrepair
 def test_where_it_is_off_nothing_is_changed_and_a_word_says_why(run, strategy, why):
     off, on = (run(repairing(strategy, repair), count=1) for repair in ("off", "on"))
     assert torch.equal(on.latent, off.latent) and on.report.count("reused", "forecast") >= 6
-    assert [note for note in on.report.notes if why in note] and on.report.bytes_held == off.report.bytes_held
+    assert why in on.report.unrepaired and on.report.bytes_held == off.report.bytes_held

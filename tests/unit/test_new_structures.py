@@ -31,10 +31,7 @@ from cache_core.strategies.taylorseer import TaylorSeerCache
 
 MODELS = Path(__file__).parents[2] / "docs" / "models.md"
 NEVER_MET, REUSES = FirstBlockCache(residual_diff_threshold=1e-9), FirstBlockCache(residual_diff_threshold=0.3)
-OTHERS = [
-    TaylorSeerCache(cache_interval=2, cache_level=level, spacing="steps")
-    for level in ("output", "model", "block", "module")
-]
+OTHERS = [TaylorSeerCache(cache_interval=2, cache_level=level) for level in ("output", "model", "block", "module")]
 WITH_STORE = ["prefix in one sequence", "prefix in turns"]
 STEPS = 12
 
