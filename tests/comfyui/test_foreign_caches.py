@@ -20,9 +20,10 @@ PROMPT, STEPS, FIRST = ["a big red ball at the center on a blue striped backgrou
 DIFFUSION = "diffusion_model"
 WHOLE = {
     "First Block Cache": FirstBlockCache(residual_diff_threshold=0.2),
-    "TaylorSeer, output": TaylorSeerCache(cache_interval=2),
-    "TaylorSeer, model": TaylorSeerCache(cache_interval=2, cache_level="model"),
-    "TaylorSeer, block": TaylorSeerCache(cache_interval=2, cache_level="block"),
+    **{
+        f"TaylorSeer, {level}": TaylorSeerCache(cache_interval=2, cache_level=level, spacing="steps")  # computes step 6
+        for level in ("output", "model", "block")
+    },
 }
 PUBLISHED = as_published()
 
