@@ -135,6 +135,6 @@ def test_neither_the_prompt_nor_the_workflow_holds_the_views(shown):
     )
     assert not [name for node in prompt.values() for name in node["inputs"] if name.startswith("refrain")]
     saved = {node["type"]: node["widgets_values"] for node in workflow["nodes"] if "widgets_values" in node}
-    assert saved["RefrainFirstBlockCache"] == [0.12, 0, 1, -1, 1, "mean", "off", 0]
+    assert saved["RefrainFirstBlockCache"] == [0.12, 0, 1, -1, 1, "mean", "on", 0]
     assert not saved.get("RefrainCacheReport")
     assert "refrain_timeline" not in json.dumps(workflow)
