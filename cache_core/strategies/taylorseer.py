@@ -9,7 +9,7 @@ import torch
 from ..strategy.few_steps import few_steps
 from ..strategy.forecast import History, recursion_weights, safe_weights
 from ..strategy.packed import cache_device
-from ..strategy.repairing import repair, why_too_long
+from ..strategy.repairing import LONGEST_GAPS, repair, why_too_long
 from ..strategy.setting import as_expressions, check_dtype, fits, memory_limit, setting
 from ..strategy.spacing import is_due, nothing_between, spacing, steps_at_interval, too_few
 from ..strategy.step import Schedule, Step
@@ -134,8 +134,8 @@ class TaylorSeerCache(Strategy):
         return {*self.computed_steps(schedule, cost), *self._late(schedule)}
 
     def why_unrepaired(self, schedule: Schedule, cost: float = 0.0) -> str:
-        told = "" if self.cache_level in ("output", "model") else f"cache_level is {self.cache_level}"
-        return told or why_too_long(schedule, self._computed(schedule, cost))
+        told = "" if self.cache_level in LONGEST_GAPS else f"cache_level is {self.cache_level}"
+        return told or why_too_long(schedule, self._computed(schedule, cost), self.cache_level)
 
     def forecast_from(self, state: TaylorSeerState) -> History:
         return state.outputs
