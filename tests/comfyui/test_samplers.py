@@ -224,10 +224,12 @@ def test_without_noise_the_models_own_output_is_kept(demo, comfy, cached, closen
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("shift", [1, 3])
-def test_a_planned_step_of_heun_is_computed_once_and_no_worse(demo, cached, closeness, reports, monkeypatch, shift):
+@pytest.mark.parametrize(("shift", "spacing"), [(1, "steps"), (3, "sigma")])
+def test_a_planned_step_of_heun_is_computed_once_and_no_worse(
+    demo, cached, closeness, reports, monkeypatch, shift, spacing
+):
     """The corrector's evaluation comes at a sigma that the predictor's computed: half the work for the same picture."""
-    model, strategy = demo.shifted(demo.model(), shift), TaylorSeerCache(cache_interval=2)
+    model, strategy = demo.shifted(demo.model(), shift), TaylorSeerCache(cache_interval=2, spacing=spacing)
     plain = demo.shifted(demo.model(), shift)
     once, fewer = closeness(cached(model, strategy), sampler="heun"), closeness(plain, sampler="heun", steps=6)
     assert reports.all[0].computed_share < 0.3
