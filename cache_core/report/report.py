@@ -182,8 +182,8 @@ class Report:
 
     def line(self) -> str:
         """The run in one line, for the log."""
-        parts = [f"{self.count(action)} {action}" for action in ACTIONS if self.count(action)]
         names = " + ".join(strategy.title for strategy in self.strategies)
+        parts = [f"{self.count(action)} {action}" for action in ACTIONS if self.count(action)]
         text = f"Refrain, {names}: {counted(len(self.calls), 'model call')}"
         text += f": {', '.join(parts)}" if parts else ""
         if self.count("reused", "forecast"):
