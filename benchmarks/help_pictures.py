@@ -32,8 +32,8 @@ PAGES = {  # node: (workflow, what its share is of, rows of (name, settings))
         "taylorseer",
         "blocks",
         [
-            ("Careful", {"cache_interval": 2}),
-            ("Balanced", {"cache_interval": 3}),
+            ("Balanced", {"cache_interval": 2}),
+            ("Fast", {"cache_interval": 3}),
             ("Too far", {"cache_interval": 8}),
         ],
     ),

@@ -20,7 +20,7 @@ VERSION = 1
 MOST_BYTES = 512 * 1024  # of a file; an entry takes half a kilobyte, two at most
 SETTINGS: Mapping[str, tuple[type[Strategy], tuple[str, ...]]] = {  # the first of these must be there
     "FirstBlockCache": (FirstBlockCache, ("residual_diff_threshold", "repair")),
-    "TaylorSeerCache": (TaylorSeerCache, ("cache_interval", "repair")),
+    "TaylorSeerCache": (TaylorSeerCache, ("cache_interval", "repair", "target_speedup")),
 }
 
 
@@ -75,8 +75,8 @@ def _from_json(told: Any) -> Measured:
     if not set(settings) <= set(allowed) or allowed[0] not in settings:
         raise ValueError(f"{kind} has settings that a search does not set")
     made = strategy(**settings)  # raises for values out of range
-    if made.is_off:
-        raise ValueError(f"{kind} is off")
+    if made.is_off or made.contradiction:
+        raise ValueError(f"{kind} saves nothing with its settings")
     return Measured(**fields | {"model": Identity(**_checked(fields["model"], _MODEL))}, strategy=made)
 
 

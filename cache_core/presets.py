@@ -120,21 +120,27 @@ _T8 = {"max_consecutive_cache_hits": 2, "start_percent": 0.1, "end_percent": 0.8
 
 PRESETS: Mapping[str, Mapping[str, Preset]] = {
     DEMO: _of(
-        _measured(_first_block(0.08), "20 steps at flow shifts 1 to 6, 67 to 75 % of the blocks computed, 55 to 56 dB"),
-        _measured(_first_block(0.12), "20 steps at flow shifts 1 to 6, 62 to 67 % of the blocks computed, 53 to 55 dB"),
         _measured(
-            TaylorSeerCache(cache_interval=3),
-            "20 steps at flow shifts 1 to 6, 40 % of the blocks computed, 37 to 41 dB",
+            TaylorSeerCache(target_speedup=1.5),
+            "20 steps at flow shifts 1 to 6, 65 % of the blocks computed, 54 to 57 dB",
+        ),
+        _measured(
+            TaylorSeerCache(cache_interval=2),
+            "20 steps at flow shifts 1 to 6, 55 % of the blocks computed, 46 to 52 dB",
+        ),
+        _measured(
+            TaylorSeerCache(target_speedup=2),
+            "20 steps at flow shifts 1 to 6, 50 % of the blocks computed, 41 to 48 dB",
         ),
     ),
     VIDEO_DEMO: _of(
         _measured(
-            _first_block(0.08),
-            "20 steps at flow shifts 3 and 8, 56 to 58 % of the blocks computed, 44 to 48 dB",
+            TaylorSeerCache(target_speedup=1.5),
+            "20 steps at flow shifts 3 and 8, 65 % of the blocks computed, 54 to 58 dB",
         ),
         _measured(
-            _first_block(0.12),
-            "20 steps at flow shifts 3 and 8, 56 % of the blocks computed, 43 to 46 dB",
+            TaylorSeerCache(cache_interval=2),
+            "20 steps at flow shifts 3 and 8, 55 % of the blocks computed, 51 to 53 dB",
         ),
         _measured(
             _first_block(0.2),
@@ -192,7 +198,7 @@ PRESETS: Mapping[str, Mapping[str, Preset]] = {
         _published(0.03, "ComfyUI_Patches_ll (1.5x, with visible losses)"),
     ),
     UNET: _of(
-        Preset(TaylorSeerCache(cache_interval=2, disable_cache_before_step=5), "cautious", _FORECAST),
+        Preset(TaylorSeerCache(target_speedup=1.5), "cautious", _FORECAST),
         Preset(TaylorSeerCache(cache_interval=2), "cautious", _FORECAST),
         Preset(TaylorSeerCache(cache_interval=3), "cautious", _FORECAST),
     ),

@@ -13,7 +13,7 @@ from ..cache_core.compare.finding import MOST_RUNS, Search
 from ..cache_core.compare.found import JUDGED, SEARCHED, Found, How, Measure, Wish
 from ..cache_core.compare.quality import closeness
 from ..cache_core.compare.side_by_side import FEWER_STEPS, Sampled, SideBySide, described, instead_of
-from ..cache_core.ladders import LADDERS
+from ..cache_core.ladders import ladders
 from ..cache_core.strategy.strategy import Strategy
 from . import runs
 
@@ -32,7 +32,7 @@ class Finding:
 
     def run(self, wish: Wish) -> Found:
         """Search and judge. What ends a sampling run, such as a cancel, ends it."""
-        found = Search(self._sample, LADDERS, wish, self.steps).run()
+        found = Search(self._sample, ladders(wish), wish, self.steps).run()
         self.rounds.finish()
         return found
 

@@ -82,7 +82,7 @@ def table(runs: Sequence[Sampled]) -> str:
 
 
 def described(strategies: Sequence[Strategy]) -> tuple[str, str]:
-    """The strategies' names; and the first of their settings, with those that are not as they come."""
+    """The strategies' names; and of their settings what decides, the first or a wish, and what is not as it comes."""
     return " + ".join(strategy.title for strategy in strategies), "; ".join(map(_settings, strategies))
 
 
@@ -115,7 +115,9 @@ def _row(run: Sampled, uncached: Sampled) -> dict[str, Any]:
 
 def _settings(strategy: Strategy) -> str:
     first, *others = (item for item in fields(strategy) if item.metadata.get("shown"))
-    told = [first, *(item for item in others if getattr(strategy, item.name) != item.default)]
+    told = [item for item in others if getattr(strategy, item.name) != item.default]
+    if not any(item.name == "target_speedup" for item in told):
+        told.insert(0, first)
     return ", ".join(f"{item.name} {getattr(strategy, item.name)}" for item in told)
 
 

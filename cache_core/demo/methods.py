@@ -41,8 +41,8 @@ def methods() -> list[Method]:
         Method("Uncached", f"{STEPS} steps, cfg {GUIDANCE:g}"),
         Method("First Block Cache", "threshold 0.12", FirstBlockCache()),
         Method(FEWER_STEPS, "12 steps", steps=12),
-        Method("TaylorSeer Cache", "interval 3", TaylorSeerCache(cache_interval=3)),
-        Method(FEWER_STEPS, "8 steps", steps=8),
+        Method("TaylorSeer Cache", "interval 2", TaylorSeerCache()),
+        Method(FEWER_STEPS, "11 steps", steps=11),
     ]
 
 

@@ -155,9 +155,9 @@ class TaylorSeerCache(Strategy):
     # The settings, and what a user reads of them
 
     cache_interval: int = setting(
-        3,
+        2,
         "Higher is faster and less faithful. Compute about one in this many steps and forecast the others. Usual: 2 "
-        "careful, 3 balanced, 4 to 5 fast; 1 computes every step.",
+        "balanced, 3 fast, 4 to 5 for drafts; with 50 steps 3 to 5. 1 computes every step.",
         minimum=1,
         maximum=20,
         is_first=True,

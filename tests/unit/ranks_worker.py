@@ -94,7 +94,7 @@ def jobs(rank, world):
     yield "in a group", sample(first_block, mine, False, group)[0]
     changes = lambda step: "prompt" if rank < world - 1 or step < 6 else "another"  # noqa: E731
     yield "new on one rank", sample(first_block, mine, False, group, prompt=changes)[0]
-    yield "apart", sample(TaylorSeerCache(cache_level="model"), mine, False, group, prompt=changes)[0]
+    yield "apart", sample(TaylorSeerCache(cache_interval=3, cache_level="model"), mine, False, group, prompt=changes)[0]
     misread = rehearsal.relative_error
     rehearsal.relative_error = (lambda *_: 1.0) if rank == world - 1 else misread
     yield "misread on one rank", sample(first_block, mine, True, group)[0]

@@ -84,19 +84,19 @@ DRAFT = dict(few_steps="draft")
         (TaylorSeerCache(), 3, "0 reused: with only 3 steps each one changes so much that skipping it would show"),
         (FasterCache(), 8, "To skip some all the same, set few_steps to 'draft' on Apply FasterCache."),
         (PyramidAttentionBroadcast(), 6, "0 reused: with only 6 steps each one changes so much"),
-        (TaylorSeerCache(**DRAFT), 3, "0 reused: 3 steps are too few for warm-up 3 and interval 3."),
-        (TaylorSeerCache(**DRAFT), 1, "0 reused: 1 step is too few for warm-up 3 and interval 3."),
+        (TaylorSeerCache(**DRAFT), 3, "0 reused: 3 steps are too few for warm-up 3 and interval 2."),
+        (TaylorSeerCache(**DRAFT), 1, "0 reused: 1 step is too few for warm-up 3 and interval 2."),
         (FirstBlockCache(), 1, "0 reused: a single step has none before it to reuse."),
         (PyramidAttentionBroadcast(**DRAFT), 1, "0 reused: a single step has none before it to reuse."),
         (
             TaylorSeerCache(disable_cache_before_step=10),
             10,
-            "0 reused: 10 steps are too few for warm-up 10 and interval 3.",
+            "0 reused: 10 steps are too few for warm-up 10 and interval 2.",
         ),
         (
             TaylorSeerCache(disable_cache_before_step=100),
             20,
-            "0 reused: 20 steps are too few for warm-up 100 and interval 3.",
+            "0 reused: 20 steps are too few for warm-up 100 and interval 2.",
         ),
         (
             TaylorSeerCache(disable_cache_before_step=10, disable_cache_after_step=5),

@@ -9,7 +9,7 @@ import pytest
 from cache_core.compare.finding import MOST_RUNS, Search
 from cache_core.compare.found import JUDGED, SEARCHED, SPEED_UP, WISHES, Measure, Wish
 from cache_core.compare.side_by_side import described
-from cache_core.ladders import INTERVALS, LADDERS, THRESHOLDS
+from cache_core.ladders import SPEED_UPS, THRESHOLDS, ladders
 from cache_core.strategies.first_block import FirstBlockCache
 from cache_core.strategies.taylorseer import TaylorSeerCache
 
@@ -41,12 +41,12 @@ class Model:
             left_out = 14 * math.log(how.residual_diff_threshold / 0.02) / math.log(0.5 / 0.02)
             return (STEPS - round(max(0.0, left_out))) / STEPS, "first"
         if isinstance(how, TaylorSeerCache):
-            return (3 + math.ceil((STEPS - 3) / how.cache_interval)) / STEPS, "taylor"
+            return round(STEPS / how.target_speedup) / STEPS, "taylor"
         return how / STEPS, "fewer"
 
 
-def found(model, wish=SEEN, ladders=LADDERS, **more):
-    return Search(model, ladders, wish, STEPS, **more).run()
+def found(model, wish=SEEN, tried=None, **more):
+    return Search(model, tried or ladders(wish), wish, STEPS, **more).run()
 
 
 def seeds(model, seed):
@@ -76,7 +76,7 @@ def test_the_runs_are_those_of_the_method():
 def test_of_a_smooth_model_the_boldest_setting_that_is_close_enough_is_found_to_a_step(name):
     model, wish = Model(), Wish(name)
     result = found(model, wish)
-    can_be = [Model()(how, SEARCHED) for ladder in LADDERS for how in ladder]
+    can_be = [Model()(how, SEARCHED) for ladder in ladders(wish) for how in ladder]
     best = min(measure.share for measure in can_be if measure.decibels >= {**dict(zip(WISHES, (45, 38, 30)))}[name])
     assert result.is_met and result.strategy == result.chosen.how
     assert best <= result.chosen.share < best + 1.01 / STEPS < 0.75
@@ -84,8 +84,9 @@ def test_of_a_smooth_model_the_boldest_setting_that_is_close_enough_is_found_to_
 
 @pytest.mark.parametrize("speed_up", [1.2, 1.5, 2.0, 2.5, 3.0])
 def test_of_a_smooth_model_the_closest_setting_that_is_fast_enough_is_found_to_a_step(speed_up):
-    result = found(Model(), Wish(SPEED_UP, speed_up))
-    can_be = [Model()(how, SEARCHED) for ladder in LADDERS for how in ladder]
+    wish = Wish(SPEED_UP, speed_up)
+    result = found(Model(), wish)
+    can_be = [Model()(how, SEARCHED) for ladder in ladders(wish) for how in ladder]
     best = max(measure.decibels for measure in can_be if 1.02 / measure.share >= speed_up)
     assert result.is_met
     assert best - 51 / STEPS < result.chosen.decibels <= best
@@ -156,8 +157,9 @@ def test_a_closeness_that_cannot_be_had_gives_the_closest_that_saves_a_step():
 
 
 def test_a_speed_up_that_cannot_be_had_gives_the_fastest():
-    result = found(Model(), Wish(SPEED_UP, 5.0))
-    assert result.chosen.share == min(point.share for point in result.points if isinstance(point.how, FirstBlockCache))
+    wish = Wish(SPEED_UP, 5.0)
+    result = found(Model(), wish, tried=ladders(wish)[:1])
+    assert result.chosen.share == min(point.share for point in result.points if point.saves_steps)
     assert result.told.startswith("No cache that was tried is as fast as 5x; the fastest, ")
 
 
@@ -165,7 +167,7 @@ def test_caches_that_do_nothing_cost_two_runs_each_and_leave_the_model_as_it_is(
     model = Model()
     model.share = lambda how: (1.0, "first") if not isinstance(how, int) else (how / STEPS, "fewer")
     result = found(model)
-    assert len(model.runs) == 1 + 2 * len(LADDERS)
+    assert len(model.runs) == 1 + 2 * len(ladders(SEEN))
     assert result.chosen is None and result.strategy is None
     assert result.told.startswith("Nothing to reuse: no cache that was tried saved a step of 20.")
 
@@ -192,7 +194,7 @@ def test_a_ladder_costs_four_runs_at_most():
     model = Model()
     model.share = lambda how: (0.5, "first") if not isinstance(how, int) else (how / STEPS, "fewer")
     model.lifts["first"] = -3.0  # 42 dB: careful settings are asked for, but there are none
-    found(model, ladders=[LADDERS[0]])
+    found(model, tried=[ladders(SEEN)[0]])
     assert len(seeds(model, SEARCHED)) <= 1 + 4
 
 
@@ -224,8 +226,16 @@ def test_a_smaller_budget_is_kept_to_and_shared_by_the_strategies(most_runs):
 
 def test_ladders_go_from_careful_to_bold_in_legal_settings():
     assert len(set(THRESHOLDS)) == 15 and all(before < after for before, after in pairwise(THRESHOLDS))
-    assert THRESHOLDS[7] == 0.12 and [*INTERVALS] == [2, 3, 4, 5, 6]
-    assert not [strategy for ladder in LADDERS for strategy in ladder if strategy.is_off or strategy.contradiction]
+    assert THRESHOLDS[7] == 0.12 and SPEED_UPS[3] == 2.0 and list(SPEED_UPS) == sorted(set(SPEED_UPS))
+    for wish in (SEEN, *(Wish(SPEED_UP, speed_up) for speed_up in (0.5, 1.2, 1.55, 5.0, 20.0))):
+        tried = [strategy for ladder in ladders(wish) for strategy in ladder]
+        assert not [strategy for strategy in tried if strategy.is_off or strategy.contradiction]
+
+
+def test_a_speed_up_is_asked_of_taylorseer_as_it_is_and_a_bit_bolder():
+    asked = [strategy.target_speedup for strategy in ladders(Wish(SPEED_UP, 1.6))[1]]
+    assert asked == [1.6, 1.76]
+    assert [strategy.target_speedup for strategy in ladders(Wish(SPEED_UP, 5.0))[1]] == [5.0]
 
 
 def test_the_sentence_names_the_setting_both_speeds_and_what_it_is_compared_with():

@@ -93,7 +93,7 @@ def test_a_run_that_skipped_nothing_says_why_by_itself(toy):
     skips.sample(first_latent())
 
     assert [each.report.as_dict()["why_nothing"] for each in (sampling, off, skips)] == [
-        "4 steps are too few for warm-up 4 and interval 3",
+        "4 steps are too few for warm-up 4 and interval 2",
         "these settings never reuse",
         "",
     ]

@@ -171,7 +171,7 @@ def test_a_path_that_nobody_reads_holds_no_more_the_longer_it_is():
 @pytest.mark.parametrize("noise", [False, True])
 def test_taylorseer_continues_a_trend_only_without_noise(toy, noise):
     """And the share is read with the sigma: the device is waited for once in a call."""
-    run, latent = CacheRun([TaylorSeerCache()], Schedule([*SIGMAS, 0.0])), first_latent()
+    run, latent = CacheRun([TaylorSeerCache(cache_interval=3)], Schedule([*SIGMAS, 0.0])), first_latent()
     for index, sigma in enumerate(SIGMAS):
         run.begin_evaluation(latent=latent)
         forward = lambda: toy(latent, torch.tensor([sigma]), TEXTS[POSITIVE])  # noqa: B023, E731

@@ -33,7 +33,7 @@ def boldness(strategy):
     """Larger for settings that reuse more; of one kind of strategy."""
     if isinstance(strategy, FirstBlockCache):
         return strategy.residual_diff_threshold
-    return strategy.cache_interval - strategy.disable_cache_before_step / 10
+    return -len(strategy.computed_steps(Schedule([1 - step / 20 for step in range(21)])))
 
 
 @every_preset
@@ -159,10 +159,13 @@ def benchmarked(family, strategy):
     """The benchmark's rows of this strategy, one for each flow shift."""
     file, shifts = {DEMO: ("quality.json", [1.0, 3.0, 6.0]), VIDEO_DEMO: ("video.json", [3.0, 8.0])}[family]
     results = json.loads((DOCS / "benchmarks" / file).read_text(encoding="utf-8"))["results"]
-    method = strategy.title.removesuffix(" Cache") if strategy.title.startswith("Taylor") else strategy.title
-    method += ", repair" if strategy.repair == "on" else ""
-    is_first = strategy.title == "First Block Cache"
-    setting = f"threshold {strategy.residual_diff_threshold:g}" if is_first else f"interval {strategy.cache_interval}"
+    assert strategy.repair == "on"
+    if isinstance(strategy, FirstBlockCache):
+        method, setting = "First Block Cache, repair", f"threshold {strategy.residual_diff_threshold:g}"
+    elif strategy.target_speedup:
+        method, setting = "TaylorSeer, asked for a speed-up", f"{strategy.target_speedup:g}x"
+    else:
+        method, setting = "TaylorSeer, repair", f"interval {strategy.cache_interval}"
     rows = [row for row in results if (row["method"], row["setting"]) == (method, setting)]
     assert sorted(row["shift"] for row in rows) == shifts
     return rows

@@ -141,7 +141,7 @@ def test_the_line_says_why_nothing_was_reused(toy):
 def test_settings_shown_are_those_of_the_node(toy):
     shown = Sampling(toy, (TaylorSeerCache(),)).report.as_dict()["strategies"][0]
     assert shown["title"] == "TaylorSeer Cache"
-    assert shown["settings"]["cache_interval"] == 3
+    assert shown["settings"]["cache_interval"] == 2
     assert "taylor_factors_dtype" not in shown["settings"]
 
 

@@ -65,8 +65,9 @@ def test_settings_told_are_the_first_and_what_is_not_as_it_comes():
     strategies = [FirstBlockCache(max_order=2), TaylorSeerCache()]
     assert described(strategies) == (
         "First Block Cache + TaylorSeer Cache",
-        "residual_diff_threshold 0.12, max_order 2; cache_interval 3",
+        "residual_diff_threshold 0.12, max_order 2; cache_interval 2",
     )
+    assert described([TaylorSeerCache(target_speedup=1.5)])[1] == "target_speedup 1.5"  # which decides in its place
 
 
 def test_columns_are_aligned():

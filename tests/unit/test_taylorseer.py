@@ -43,7 +43,7 @@ def test_a_warm_up_longer_than_the_schedule_computes_all_bit_for_bit(toy):
 
 @pytest.mark.parametrize("level", ["output", "model", "block", "module"])
 def test_a_warm_up_of_none_still_computes_the_first_step(toy, level):
-    sampling = sampled(toy, TaylorSeerCache(cache_level=level, disable_cache_before_step=0))
+    sampling = sampled(toy, TaylorSeerCache(cache_interval=3, cache_level=level, disable_cache_before_step=0))
     assert sampling.report.calls[0].action == "computed"
     assert sampling.report.count("reused", "forecast") > 6
 
@@ -191,7 +191,7 @@ def test_the_published_forecast_is_worse_from_order_two_up():
     exact = uncached(model, first_latent(), sigmas=sigmas)
     errors = [
         relative_error(
-            Sampling(model, (TaylorSeerCache(max_order=2, weights=weights),), sigmas).sample(first_latent()), exact
+            Sampling(model, (TaylorSeerCache(cache_interval=3, max_order=2, weights=weights),), sigmas).sample(first_latent()), exact
         )
         for weights in ("sigma", "recursion")
     ]

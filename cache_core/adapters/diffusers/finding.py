@@ -13,7 +13,7 @@ from torch import Tensor
 from ...compare.finding import MOST_RUNS, Search
 from ...compare.found import JUDGED, SEARCHED, Found, How, Measure, Wish
 from ...compare.quality import closeness
-from ...ladders import LADDERS
+from ...ladders import ladders
 from ...strategy.strategy import Strategy
 from .api import apply
 
@@ -39,7 +39,8 @@ def find_settings(
         raise ValueError(NO_TRANSFORMER)
     if getattr(pipe, "transformer_2", None) is not None:
         raise ValueError(TWO)
-    return Search(_Sampling(pipe, steps, seed, inputs), LADDERS, Wish(wish, speed_up), steps, most_runs).run()
+    wished = Wish(wish, speed_up)
+    return Search(_Sampling(pipe, steps, seed, inputs), ladders(wished), wished, steps, most_runs).run()
 
 
 class _Sampling:
