@@ -41,7 +41,7 @@ INPUTS = {  # name: (default, minimum, maximum) or (default, choices); saved wor
         **LAST,
     },
     "RefrainTaylorSeerCache": {
-        "cache_interval": (3, 1, 20),
+        "cache_interval": (2, 1, 20),
         "max_order": (1, 0, 3),
         "disable_cache_before_step": (3, 0, 1000),
         "disable_cache_after_step": (-1, -1, 1000),
