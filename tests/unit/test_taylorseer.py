@@ -191,7 +191,10 @@ def test_the_published_forecast_is_worse_from_order_two_up():
     exact = uncached(model, first_latent(), sigmas=sigmas)
     errors = [
         relative_error(
-            Sampling(model, (TaylorSeerCache(cache_interval=3, max_order=2, weights=weights),), sigmas).sample(first_latent()), exact
+            Sampling(model, (TaylorSeerCache(cache_interval=3, max_order=2, weights=weights),), sigmas).sample(
+                first_latent()
+            ),
+            exact,
         )
         for weights in ("sigma", "recursion")
     ]
