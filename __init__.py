@@ -7,6 +7,10 @@ TWICE = (
     "There are two copies of Refrain. This ComfyUI has loaded the one in {first}, which works. "
     "Move {later} out of custom_nodes and restart ComfyUI. (To keep this one, move the other out instead.)"
 )
+SPACE = (
+    "Refrain's folder has a space in its name: {folder}. Its nodes work, but ComfyUI finds no scripts in such a folder, "
+    "so they draw nothing. Rename the folder to refrain and restart ComfyUI."
+)
 
 
 def other_copy() -> Path | None:
@@ -27,6 +31,8 @@ async def comfy_entrypoint():
     first = other_copy()
     if first is not None:
         raise ImportError(TWICE.format(first=first, later=Path(__file__).parent))
+    if " " in Path(__file__).parent.name:
+        logging.warning(SPACE.format(folder=Path(__file__).parent))
     try:
         from .nodes import RefrainExtension
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
+from urllib.error import HTTPError
 from urllib.parse import quote
 
 import pytest
@@ -58,7 +60,7 @@ def test_of_two_copies_the_first_works_and_the_later_says_which_folder_to_remove
 
 def test_under_any_folder_name_all_of_it_is_there(tmp_path):
     (tmp_path / "__init__.py").write_text("NODE_CLASS_MAPPINGS = {}")  # in the place where tests have the pack
-    name = "ComfyUI-Refrain_0.1-main"  # where there is a space, ComfyUI 0.33 does not find a pack's scripts
+    name = "ComfyUI-Refrain_0.1-main"
     with comfyui.Server(*newest(), files={"custom_nodes/refrain": tmp_path, f"custom_nodes/{name}": PACK}) as server:
         shown = {node for node, info in server.get("/object_info").items() if info["category"].startswith("Refrain")}
         entry = server.run(workflow("taylorseer"))
@@ -70,6 +72,18 @@ def test_under_any_folder_name_all_of_it_is_there(tmp_path):
         assert scripts and all(server.fetch(file) for file in scripts)
         assert len(blueprints) == 2 and len(server.get("/workflow_templates")[name]) > 8
         assert "IMPORT FAILED" not in server.log
+
+
+def test_in_a_folder_with_a_space_nodes_work_and_the_log_says_why_they_draw_nothing(tmp_path):
+    (tmp_path / "__init__.py").write_text("NODE_CLASS_MAPPINGS = {}")
+    files = {"custom_nodes/refrain": tmp_path, "custom_nodes/My Refrain": PACK}
+    with comfyui.Server(*newest(), files=files) as server:
+        shown = {node for node, info in server.get("/object_info").items() if info["category"].startswith("Refrain")}
+        assert shown == set(LISTED)
+        scripts = [file for file in server.get("/extensions") if "Refrain" in file]
+        with pytest.raises(HTTPError, match="404"):  # if it has them one day, the line can go
+            server.fetch(scripts[0])
+        assert re.search(r"a space in its name: .*My Refrain\. .*Rename the folder to refrain", server.log)
 
 
 def test_as_a_library_without_a_server_comfyui_has_all_nodes_and_they_cache():
