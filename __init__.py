@@ -8,7 +8,7 @@ TWICE = (
     "Move {later} out of custom_nodes and restart ComfyUI. (To keep this one, move the other out instead.)"
 )
 SPACE = (
-    "Refrain's folder has a space in its name: {folder}. Its nodes work, but ComfyUI finds no scripts in such a folder, "
+    "Refrain's folder has a space in its name: {folder}. Its nodes work, but ComfyUI finds no scripts in there, "
     "so they draw nothing. Rename the folder to refrain and restart ComfyUI."
 )
 

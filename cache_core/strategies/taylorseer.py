@@ -173,8 +173,7 @@ class TaylorSeerCache(Strategy):
         3,
         "Higher is slower and more faithful. Warm-up: compute this many steps at the start, where the picture's "
         "composition is decided. With spacing 'sigma' and fewer than 10 computed steps they are spread over the noise "
-        "that these steps would cover on an evenly spaced schedule; with 10 or more they are at least about 5. "
-        "Usual: 2 to 5.",
+        "that these steps would cover on an even schedule; with 10 or more they are at least about 5. Usual: 2 to 5.",
         minimum=0,
         maximum=1000,
     )
