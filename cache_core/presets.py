@@ -198,9 +198,9 @@ PRESETS: Mapping[str, Mapping[str, Preset]] = {
         _published(0.03, "ComfyUI_Patches_ll (1.5x, with visible losses)"),
     ),
     UNET: _of(
+        Preset(TaylorSeerCache(target_speedup=1.3), "cautious", _FORECAST),
         Preset(TaylorSeerCache(target_speedup=1.5), "cautious", _FORECAST),
         Preset(TaylorSeerCache(cache_interval=2), "cautious", _FORECAST),
-        Preset(TaylorSeerCache(cache_interval=3), "cautious", _FORECAST),
     ),
     OTHER: _of(_cautious(0.06), _cautious(0.08), _cautious(0.12, "First Block Cache at its default threshold")),
 }

@@ -118,6 +118,12 @@ def test_an_unknown_model_is_named_and_gets_the_cautious_choice():
     assert "not measured on this family" in choice.words
 
 
+@every_preset
+def test_a_cautious_choice_is_at_most_as_bold_as_the_defaults(family, quality):
+    preset = PRESETS[family][quality]
+    assert preset.evidence != "cautious" or boldness(preset.strategy) <= boldness(type(preset.strategy)())
+
+
 def test_a_unet_gets_what_needs_no_blocks():
     strategies = [preset.strategy for preset in PRESETS[UNET].values()]
     assert all(isinstance(strategy, TaylorSeerCache) and strategy.levels == ("output",) for strategy in strategies)
