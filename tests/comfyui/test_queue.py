@@ -259,7 +259,7 @@ def test_contradicting_settings_are_named_with_a_remedy_and_the_picture_is_the_u
 @pytest.mark.parametrize(
     ("name", "setting", "value", "told"),
     [
-        ("taylorseer", "disable_cache_before_step", 100, "20 steps are too few for warm-up 100 and interval 3"),
+        ("taylorseer", "disable_cache_before_step", 100, "20 steps are too few for warm-up 100 and interval 2"),
         ("first_block_cache", "start_percent", 0.99, "no step after the first is within start_percent"),
         ("pyramid_attention_broadcast", "spatial_attention_timestep_skip_end", 101, "within the timesteps to skip"),
     ],
