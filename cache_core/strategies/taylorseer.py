@@ -157,7 +157,7 @@ class TaylorSeerCache(Strategy):
     cache_interval: int = setting(
         2,
         "Higher is faster and less faithful. Compute about one in this many steps and forecast the others. Usual: 2 "
-        "balanced, 3 fast, 4 to 5 for drafts; with 50 steps 3 to 5. 1 computes every step.",
+        "balanced, 3 fast, 4 to 5 for drafts; with 50 steps 3 to 4. 1 computes every step.",
         minimum=1,
         maximum=20,
         is_first=True,
