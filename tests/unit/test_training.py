@@ -26,7 +26,7 @@ def new_wan(**changed):
 
 def new_flux():
     torch.manual_seed(0)
-    transformer = flux.new_transformer(num_layers=1, num_single_layers=1, num_attention_heads=1)
+    transformer = flux.new_transformer(num_layers=1, num_single_layers=1, **NARROW)
     return flow.Learner(transformer, muon_rate=flux.MUON_RATE, adam_rate=flux.ADAM_RATE)
 
 
