@@ -10,6 +10,7 @@ pytest.importorskip("diffusers", reason="training is of diffusers' transformers,
 from training import flow, flux
 from training import wan as training
 
+NARROW = dict(num_attention_heads=1)  # the optimiser works in bfloat16, slow on processors without units for it
 SMALL = (training.Stage(0.6, 32, 2, 2, 0.8), training.Stage(1.0, 64, 3, 1, 1.0))
 
 
@@ -30,10 +31,8 @@ def new_flux():
     return flow.Learner(transformer, muon_rate=flux.MUON_RATE, adam_rate=flux.ADAM_RATE)
 
 
-OF = {  # narrow: the optimiser works in bfloat16, which processors without units for it take ten times as long for
-    "wan": SimpleNamespace(
-        new=partial(new_wan, num_attention_heads=1), take_step=partial(training.take_step, stages=SMALL)
-    ),
+OF = {
+    "wan": SimpleNamespace(new=partial(new_wan, **NARROW), take_step=partial(training.take_step, stages=SMALL)),
     "flux": SimpleNamespace(new=new_flux, take_step=flux.take_step),
 }
 
