@@ -218,7 +218,7 @@ def unseen(prompt):
 
 def interrupted(server, name):
     """Cancel the prompt once the client has heard that seven of its twenty steps are done."""
-    waiting = set_inputs(unseen(workflow(name)), "EmptySD3LatentImage", batch_size=64)
+    waiting = set_inputs(unseen(workflow(name)), "EmptySD3LatentImage", batch_size=24)
     sampler = before_the_sampler(waiting, "WaitForInterrupt", steps=7)
     assert sampler["steps"] == 20
 
@@ -285,4 +285,4 @@ def test_failed_prompts_hold_no_memory(server):
     fail_often(3)  # what a process allocates once and keeps
     before = resident(server)
     fail_often(8)
-    assert resident(server) - before < 64 * 2**20  # eight interrupted runs of 64 pictures hold 128 MiB of features
+    assert resident(server) - before < 64 * 2**20  # eight interrupted runs of 24 pictures hold 128 MiB of features
