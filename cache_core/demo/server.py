@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -23,6 +24,7 @@ from typing import Any
 PACK = Path(__file__).resolve().parents[2]
 PYTHONS = (".venv/bin/python", "venv/bin/python", ".venv/Scripts/python.exe", "venv/Scripts/python.exe")
 STARTED_WITHIN = 180.0  # seconds; importing torch alone takes 20 on a slow disk
+PORTS = range(20000, 32768)  # below those that systems hand out: ComfyUI takes its port many seconds after it is chosen
 LAST = {"execution_success", "execution_error", "execution_interrupted"}
 
 
@@ -187,9 +189,7 @@ class Server:
     def _start(self, home: Path) -> None:
         for place, source in {"custom_nodes/refrain": self.pack, **self.files}.items():
             _install(source, home / place)
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        self.port = free_port()
         command = [self.python, self.folder / "main.py", "--listen", "127.0.0.1", "--port", self.port]
         command += ["--base-directory", home, "--database-url", "sqlite:///:memory:"]
         command += ["--disable-auto-launch", "--disable-api-nodes", *self.options]
@@ -239,6 +239,18 @@ class Server:
         if message.type is aiohttp.WSMsgType.BINARY:  # a preview picture
             return {}
         raise ConnectionError(f"ComfyUI has stopped. The end of its log:\n{self.log[-4000:]}")
+
+
+def free_port() -> int:
+    """A port of this machine at which nothing listens. Raises RuntimeError where there is none."""
+    for port in random.SystemRandom().sample(PORTS, len(PORTS)):
+        with socket.socket() as tried:
+            try:
+                tried.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise RuntimeError(f"No port from {PORTS.start} to {PORTS.stop - 1} is free: end programs that listen there.")
 
 
 def _install(source: Path, place: Path) -> None:
