@@ -24,7 +24,7 @@ def sized(width, cfg, steps):
     (cache,) = [node for node in workflow["nodes"] if node["type"] == "RefrainFirstBlockCache"]
     (sampler,) = [node for node in workflow["nodes"] if node["type"] == "KSampler"]
     (latent,) = [node for node in workflow["nodes"] if node["type"] == "EmptySD3LatentImage"]
-    latent["widgets_values"][:2] = 64, 64  # pixels: 300 steps of larger ones outlast the page's patience
+    latent["widgets_values"][:2] = 64, 64  # pixels: what is looked at is the strip
     cache["size"][0], sampler["widgets_values"][3] = width, cfg
     for node in workflow["nodes"]:
         node["pos"][0] += width if node["pos"][0] > 480 else 0

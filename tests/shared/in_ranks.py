@@ -8,9 +8,9 @@ from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-LIMIT = 900  # seconds: ranks that disagree wait for each other for ever. Four on two busy cores take up to 300
-# On busy cores torch 2.13 now and then spoils its own heap in an exchange between ranks ("malloc(): unaligned tcache
-# chunk detected"), which ends a rank by a signal. Only then is the whole group started again.
+LIMIT = 900  # seconds: ranks that disagree wait for each other for ever. Four on two busy cores take up to 250
+# On busy cores torch 2.13 now and then finds a rank's heap spoilt in an exchange with another ("malloc(): unaligned
+# tcache chunk detected"), which ends it by a signal. Why is not known. Only then is the whole group started again.
 TRIES = 3
 
 
